@@ -1,0 +1,1 @@
+"""Which users get the LLM, under a budget."""

@@ -1,0 +1,1 @@
+"""Read, audit for leaks, split by time."""

@@ -1,0 +1,116 @@
+"""Splits: global time (default), leave-last-out, or the publisher's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frugalrec.data.dataset import Dataset, concatenate
+from frugalrec.errors import ConfigError, DataError
+from frugalrec.types import IntArray
+
+SplitMethod = Literal["auto", "time", "leave-last-out", "given"]
+Fold = Literal["valid", "test"]
+TRAIN, VALID, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Three folds of one data set, over the same vocabularies."""
+
+    method: str
+    train: Dataset
+    valid: Dataset
+    test: Dataset
+
+    def history(self, fold: Fold) -> Dataset:
+        """Return what is known before `fold`: train for valid, train and valid for test."""
+        if fold == "valid":
+            return self.train
+        return concatenate(self.train, self.valid, name=f"{self.train.name}+valid")
+
+    def targets(self, fold: Fold) -> Dataset:
+        """Return the held-out interactions of `fold`."""
+        return self.valid if fold == "valid" else self.test
+
+    def users(self, fold: Fold) -> IntArray:
+        """Return the users with at least one held-out interaction and one known one."""
+        known = self.history(fold).lengths > 0
+        return np.flatnonzero((self.targets(fold).lengths > 0) & known).astype(np.int32)
+
+
+def split(
+    dataset: Dataset,
+    method: SplitMethod = "auto",
+    *,
+    valid: float = 0.1,
+    test: float = 0.1,
+) -> Split:
+    """Split a data set into train, valid and test.
+
+    Args:
+        dataset: The data set.
+        method: `time` cuts all interactions at two instants; `leave-last-out` takes each user's
+            last item for test and the one before for validation (users with fewer than three keep
+            all in train); `given` takes `dataset.folds`; `auto` is `given` where folds exist, else
+            `time` where times exist, else `leave-last-out`.
+        valid: Share of interactions in validation (time split only).
+        test: Share of interactions in test (time split only).
+
+    Raises:
+        ConfigError: If a share is out of range.
+        DataError: If the data lack what the method needs, or a fold comes out empty.
+    """
+    if method == "auto":
+        method = (
+            "given"
+            if dataset.folds is not None
+            else "time"
+            if dataset.times is not None
+            else "leave-last-out"
+        )
+    if method == "given":
+        if dataset.folds is None:
+            raise DataError(
+                f"{dataset.name}: a given split was asked for, but the data carry no folds. "
+                f"Use --split time or --split leave-last-out."
+            )
+        folds = dataset.folds
+    elif method == "time":
+        folds = _by_time(dataset, valid, test)
+    elif method == "leave-last-out":
+        folds = _leave_last_out(dataset)
+    else:
+        raise ConfigError(f"unknown split {method!r}; choose auto, time, leave-last-out or given.")
+    parts = [dataset.where(folds == fold, name=dataset.name) for fold in (TRAIN, VALID, TEST)]
+    for part, label in zip(parts, ("train", "valid", "test"), strict=True):
+        if part.n == 0:
+            raise DataError(f"{dataset.name}: the {method} split leaves the {label} fold empty.")
+    return Split(method=method, train=parts[0], valid=parts[1], test=parts[2])
+
+
+def _by_time(dataset: Dataset, valid: float, test: float) -> NDArray[np.int8]:
+    if dataset.times is None:
+        raise DataError(
+            f"{dataset.name}: a time split needs timestamps, and the data have none. "
+            f"Map a time column, or use --split leave-last-out."
+        )
+    if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
+        raise ConfigError(f"valid={valid} and test={test} must be above 0 and sum to less than 1.")
+    ordered = np.sort(dataset.times)
+    # Interactions at the same instant stay together: the cut falls before the first of them.
+    first_valid = ordered[int(dataset.n * (1 - valid - test))]
+    first_test = ordered[int(dataset.n * (1 - test))]
+    return ((dataset.times >= first_valid).astype(np.int8) + (dataset.times >= first_test)).astype(np.int8)
+
+
+def _leave_last_out(dataset: Dataset) -> NDArray[np.int8]:
+    from_end = np.repeat(dataset.indptr[1:], dataset.lengths) - np.arange(dataset.n)  # 1 = last
+    enough = np.repeat(dataset.lengths >= 3, dataset.lengths)
+    folds = np.zeros(dataset.n, dtype=np.int8)
+    folds[enough & (from_end == 2)] = VALID
+    folds[enough & (from_end == 1)] = TEST
+    return folds

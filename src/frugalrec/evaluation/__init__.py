@@ -1,0 +1,1 @@
+"""Every arm and every control, per user, with intervals."""

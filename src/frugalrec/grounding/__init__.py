@@ -1,0 +1,1 @@
+"""From LLM output to a ranking of real catalogue items."""

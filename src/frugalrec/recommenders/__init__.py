@@ -1,0 +1,1 @@
+"""Cheap models: baselines, surrogates and the first-stage ranking."""

@@ -1,0 +1,1 @@
+"""Quality against cost: tables, plots, one HTML page."""

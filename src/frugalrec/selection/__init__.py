@@ -1,0 +1,1 @@
+"""Score every training sample, keep a few."""

@@ -1,0 +1,1 @@
+"""Shipped with the package: contracts for plug-in authors, a fake LLM, toy data."""

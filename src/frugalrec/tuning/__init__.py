@@ -1,0 +1,1 @@
+"""LoRA on the kept samples."""
