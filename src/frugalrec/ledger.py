@@ -117,7 +117,7 @@ class Prices:
         Raises:
             ConfigError: If a price that `usage` needs is unknown.
         """
-        parts = [
+        parts: list[tuple[str, float, float]] = [
             ("per_million_tokens_in", usage.tokens_in, 1e6),
             ("per_million_tokens_out", usage.tokens_out, 1e6),
             ("per_million_tokens_cached", usage.tokens_cached, 1e6),

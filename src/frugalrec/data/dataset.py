@@ -196,11 +196,11 @@ class Dataset:
     def load(cls, folder: Path) -> Dataset:
         """Read what `save` wrote."""
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            loaded = {key: arrays[key] for key in arrays.files}
+            loaded: dict[str, Any] = {key: arrays[key] for key in arrays.files}
         for key in ("values", "times", "folds"):
-            loaded.setdefault(key, None)  # type: ignore[arg-type]
-        loaded["name"] = str(loaded["name"])  # type: ignore[assignment]
-        return cls(**loaded, item_text=pl.read_parquet(folder / "items.parquet"))  # type: ignore[arg-type]
+            loaded.setdefault(key, None)
+        loaded["name"] = str(loaded["name"])
+        return cls(**loaded, item_text=pl.read_parquet(folder / "items.parquet"))
 
 
 def concatenate(first: Dataset, second: Dataset, name: str | None = None) -> Dataset:

@@ -65,13 +65,8 @@ def split(
         DataError: If the data lack what the method needs, or a fold comes out empty.
     """
     if method == "auto":
-        method = (
-            "given"
-            if dataset.folds is not None
-            else "time"
-            if dataset.times is not None
-            else "leave-last-out"
-        )
+        timed: SplitMethod = "leave-last-out" if dataset.times is None else "time"
+        method = timed if dataset.folds is None else "given"
     if method == "given":
         if dataset.folds is None:
             raise DataError(
@@ -104,7 +99,10 @@ def _by_time(dataset: Dataset, valid: float, test: float) -> NDArray[np.int8]:
     # Interactions at the same instant stay together: the cut falls before the first of them.
     first_valid = ordered[int(dataset.n * (1 - valid - test))]
     first_test = ordered[int(dataset.n * (1 - test))]
-    return ((dataset.times >= first_valid).astype(np.int8) + (dataset.times >= first_test)).astype(np.int8)
+    folds = np.full(dataset.n, TRAIN, dtype=np.int8)
+    folds[dataset.times >= first_valid] = VALID
+    folds[dataset.times >= first_test] = TEST
+    return folds
 
 
 def _leave_last_out(dataset: Dataset) -> NDArray[np.int8]:

@@ -157,7 +157,7 @@ def top_k(scores: FloatArray, k: int, allowed: BoolArray | None = None) -> tuple
     items = np.nonzero(chosen)[1].reshape(masked.shape[0], k)
     values = np.take_along_axis(masked, items, axis=1)
     order = np.argsort(-values, axis=1, kind="stable")
-    items = np.take_along_axis(items, order, axis=1).astype(np.int32)
+    items = np.take_along_axis(items, order, axis=1)
     values = np.take_along_axis(values, order, axis=1)
     items[np.isneginf(values)] = PAD
-    return items, values
+    return items.astype(np.int32, copy=False), values.astype(np.float32, copy=False)
