@@ -85,11 +85,25 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
+class Observer:
+    """Is told how a run goes on; this one keeps silent. The command line shows progress bars."""
+
+    def started(self, name: str) -> None:
+        """A stage begins to compute."""
+
+    def progressed(self, name: str, done: int, total: int) -> None:
+        """A stage has done `done` of `total` steps (users, epochs, batches)."""
+
+    def finished(self, stage: Stage) -> None:
+        """A stage is finished, computed or reused."""
+
+
 class Run:
     """A run folder. Use it as a context manager: one process at a time may write to it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, observer: Observer | None = None) -> None:
         self.folder = folder
+        self.observer = observer or Observer()
         self.ledger = Ledger()
         self.stages: list[Stage] = []
         self._lock: int | None = None
@@ -132,6 +146,7 @@ class Run:
         with storage_errors(self.folder):
             found = self._finished(name, final, digest)
             if found is None and self._finished(name, work, digest) is None:
+                self.observer.started(name)
                 work.mkdir(parents=True, exist_ok=True)
                 self._build(work, key, digest, build)
             if found is None:
@@ -141,6 +156,7 @@ class Run:
             raise StorageError(f"stage {name} vanished from {final} while it was being written.")
         self.stages.append(stage)
         self.ledger.record(name, stage.usage)
+        self.observer.finished(stage)
         return stage
 
     def _build(

@@ -230,7 +230,7 @@ def _checked(frame: pl.DataFrame, name: str) -> pl.DataFrame:
     if missing:
         raise DataError(
             f"{name}: no column {' and '.join(map(repr, missing))} among {frame.columns}. "
-            f"Map your columns, for example --user user_id --item product_id."
+            f"Map your columns, for example --column user=customer --column item=sku."
         )
     if frame.height == 0:
         raise DataError(f"{name}: the interactions table is empty; give at least one interaction.")
