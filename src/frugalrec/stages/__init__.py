@@ -1,0 +1,1 @@
+"""One function a stage: each reads finished artefacts, computes once, and writes its own."""

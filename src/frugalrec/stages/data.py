@@ -1,0 +1,86 @@
+"""The data stage: read once, keep as arrays; then audit and split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frugalrec.config import DataConfig, RunConfig
+from frugalrec.data import audit as auditing
+from frugalrec.data.dataset import Dataset
+from frugalrec.data.splits import Split, split
+from frugalrec.errors import DataError
+from frugalrec.ledger import Meter
+from frugalrec.runs import Run, Stage, file_hash
+from frugalrec.stages.artefacts import load_json, save_json
+
+FILM_CLUB = "film-club"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A data set that has been read, split and audited."""
+
+    stage: Stage
+    dataset: Dataset
+    split: Split
+    audit: list[dict[str, Any]]
+    """Findings as dictionaries, errors first."""
+
+
+def prepare(run: Run, config: RunConfig) -> Prepared:
+    """Read, split and audit the data; stop on an error-level leak that was not allowed.
+
+    Raises:
+        LeakError: If the audit finds a leak that `config.data.allow` does not name.
+    """
+
+    def build(folder: Path, meter: Meter) -> None:
+        open_dataset(config.data, config.seed).save(folder)
+
+    stage = run.stage("data", _source_key(config.data, config.seed), build)
+    dataset = Dataset.load(stage.path)
+    folds = split(dataset, config.data.split, valid=config.data.valid, test=config.data.test)
+
+    def check(folder: Path, meter: Meter) -> None:
+        save_json(folder / "audit.json", auditing.audit(dataset, folds).to_dict())
+
+    key = {"data": stage.hash, **config.data.model_dump(include={"split", "valid", "test"})}
+    report = auditing.AuditReport.from_dict(load_json(run.stage("audit", key, check).path / "audit.json"))
+    report.enforce(config.data.allow)
+    return Prepared(stage=stage, dataset=dataset, split=folds, audit=report.to_dict()["findings"])
+
+
+def open_dataset(config: DataConfig, seed: int) -> Dataset:
+    """Read the data set that the configuration names, or simulate the film club."""
+    if config.source == FILM_CLUB:
+        from frugalrec.data.simulate import film_club
+
+        return film_club(n_members=config.members, seed=seed)
+    from frugalrec.data.readers import read
+
+    return read(
+        config.source,
+        config.format,
+        columns=config.columns or None,
+        items=Path(config.items) if config.items else None,
+        item_columns=config.item_columns or None,
+        time_unit=config.time_unit,
+        encoding=config.encoding,
+        seed=seed,
+    )
+
+
+def _source_key(config: DataConfig, seed: int) -> dict[str, Any]:
+    reading = config.model_dump(exclude={"split", "valid", "test", "allow"})
+    if config.source == FILM_CLUB:
+        return {"reading": reading, "seed": seed}
+    path = Path(config.source)
+    if not path.exists():
+        raise DataError(
+            f"there is no file or folder {config.source!r}. Give a path to your interactions, or "
+            f"{FILM_CLUB} for the built-in data."
+        )
+    extra = file_hash(Path(config.items)) if config.items and Path(config.items).is_file() else None
+    return {"reading": reading, "seed": seed, "content": file_hash(path), "items": extra}
