@@ -82,5 +82,8 @@ def _source_key(config: DataConfig, seed: int) -> dict[str, Any]:
             f"there is no file or folder {config.source!r}. Give a path to your interactions, or "
             f"{FILM_CLUB} for the built-in data."
         )
-    extra = file_hash(Path(config.items)) if config.items and Path(config.items).is_file() else None
-    return {"reading": reading, "seed": seed, "content": file_hash(path), "items": extra}
+    # Readers pick up item texts beside a single interactions file, so those enter the key too.
+    beside = [] if path.is_dir() else sorted(path.parent.glob("items.*"))
+    texts = [Path(config.items)] if config.items else beside
+    hashes = [file_hash(text) for text in texts if text.is_file()]
+    return {"reading": reading, "seed": seed, "content": file_hash(path), "items": hashes}
