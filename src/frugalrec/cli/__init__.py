@@ -16,6 +16,7 @@ app = typer.Typer(
     help="Make LLM recommendation affordable: spend LLM compute only where it pays.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # plain help needs no rich import, and answers twice as fast
     pretty_exceptions_enable=False,
 )
 

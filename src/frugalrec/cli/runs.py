@@ -1,0 +1,208 @@
+"""Commands that learn: run, train, recommend, evaluate, report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from frugalrec.cli import options
+from frugalrec.cli.data import data_overrides
+
+Models = Annotated[list[str] | None, typer.Option("--model", help="A cheap model; repeat for more.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="FIELD=VALUE", help="Any field of the configuration, e.g. tuning.epochs=3."
+    ),
+]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML configuration.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    for command in (run, train, recommend, evaluate, report):
+        app.command()(command)
+
+
+def settings(pairs: list[str] | None) -> dict[str, Any]:
+    """Turn ``["tuning.epochs=3"]`` into ``{"tuning.epochs": 3}``; values are read as YAML."""
+    import yaml
+
+    pieces = options.mapping(pairs, "--set")
+    return {field: yaml.safe_load(value) for field, value in pieces.items()}
+
+
+def run(
+    source: options.Source = "film-club",
+    config: ConfigFile = None,
+    llm: Annotated[
+        str | None, typer.Option("--llm", help="An embedded model, folder, Hugging Face id, or none.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="The run's folder; a killed run goes on there.")] = Path(
+        "runs/latest"
+    ),
+    llm_users: Annotated[
+        int | None, typer.Option("--llm-users", help="At most so many test users get the LLM.")
+    ] = None,
+    model: Models = None,
+    format: Annotated[
+        str | None, typer.Option("--format", help="Reader; auto recognises most formats.")
+    ] = None,
+    column: options.Columns = None,
+    items: options.Items = None,
+    item_column: options.ItemColumns = None,
+    encoding: Annotated[str | None, typer.Option("--encoding", help="Text encoding of CSV files.")] = None,
+    split: Annotated[str | None, typer.Option("--split", help="auto, time, leave-last-out or given.")] = None,
+    allow: options.Allow = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of every random stream.")] = None,
+    set_: Settings = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Run the whole chain on a data set, and write a report of quality against cost."""
+    from rich.console import Console
+
+    from frugalrec import config as configuration
+    from frugalrec.cli.progress import StageBars
+    from frugalrec.pipeline import run_pipeline
+    from frugalrec.reporting.tables import terminal_table
+
+    overrides = {
+        **data_overrides(source, format, column, items, item_column, encoding),
+        "data.split": split,
+        "data.allow": allow,
+        "llm.model": llm,
+        "allocation.budget_users": llm_users,
+        "recommenders.names": model,
+        "seed": seed,
+        **settings(set_),
+    }
+    chosen = configuration.load(config, overrides)
+    quiet = as_json and not sys.stderr.isatty()
+    with nullcontext() if quiet else StageBars() as bars:
+        result = run_pipeline(chosen, out, observer=bars, command=shlex.join(["frugalrec", *sys.argv[1:]]))
+    if as_json:
+        options.show_json(result.to_dict())
+        return
+    console = Console()
+    console.print(terminal_table(result))
+    for sentence in result.verdict:
+        console.print(sentence, highlight=False)
+    console.print(f"\nThe report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def train(
+    source: options.Source,
+    model: Annotated[str, typer.Option("--model", help="Which model to fit.")] = "ease",
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")] = Path("models/latest"),
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the model.")
+    ] = None,
+    format: options.Format = "auto",
+    column: options.Columns = None,
+    items: options.Items = None,
+    item_column: options.ItemColumns = None,
+    encoding: options.Encoding = "utf-8",
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fit one cheap model on all interactions and save it for `recommend`."""
+    import yaml
+
+    from frugalrec.cli.data import opened
+    from frugalrec.stages.models import train_model
+
+    dataset = opened(source, format, column, items, item_column, encoding, seed)
+    given = {k: yaml.safe_load(v) for k, v in options.mapping(option, "--option").items()}
+    facts = train_model(dataset, model, given, out)
+    if as_json:
+        options.show_json(facts)
+        return
+    typer.echo(
+        f"{model} fitted on {facts['interactions']:,} interactions in {facts['fit_s']:.1f} s, "
+        f"saved in {out}; try: frugalrec recommend {out} --user {facts['example_user']}"
+    )
+
+
+def recommend(
+    folder: Annotated[Path, typer.Argument(help="A folder that run or train wrote.")],
+    user: Annotated[list[str] | None, typer.Option("--user", help="A user id; repeat for more.")] = None,
+    k: Annotated[int, typer.Option("-k", help="Length of the list.")] = 10,
+    model: Annotated[str | None, typer.Option("--model", help="Which model of a run.")] = None,
+    llm: Annotated[bool, typer.Option("--llm", help="Re-rank with the run's tuned LLM.")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Recommend items to users, from a run or a trained model."""
+    from frugalrec.stages.models import recommend_from
+
+    lists = recommend_from(folder, user or [], k=k, model=model, llm=llm)
+    if as_json:
+        options.show_json(lists)
+        return
+    for entry in lists:
+        typer.echo(f"user {entry['user']} (last seen: {'; '.join(entry['history'][-3:]) or 'nothing'})")
+        for rank, item in enumerate(entry["items"], start=1):
+            typer.echo(f"  {rank:2}. {item['title']}  [{item['item']}]  {item['score']:.4g}")
+
+
+def evaluate(
+    source: options.Source,
+    model: Models = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", help="Such as ndcg@10; repeat.")] = None,
+    fold: Annotated[str, typer.Option("--fold", help="valid or test.")] = "test",
+    format: options.Format = "auto",
+    column: options.Columns = None,
+    items: options.Items = None,
+    item_column: options.ItemColumns = None,
+    encoding: options.Encoding = "utf-8",
+    split: options.SplitName = "auto",
+    seed: options.Seed = 0,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fit cheap models and compare them on held-out interactions, with intervals."""
+    from frugalrec.cli.data import opened
+    from frugalrec.stages.models import compare_models
+
+    dataset = opened(source, format, column, items, item_column, encoding, seed)
+    names = model or ["popularity", "markov", "ease"]
+    metrics = metric or ["ndcg@10", "recall@10"]
+    rows = compare_models(dataset, names, metrics, fold=fold, split_method=split)
+    if as_json:
+        options.show_json(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None)
+    for heading in ("model", "users", *metrics, "fit s", "ms/user"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for row in rows:
+        cells = [f"{v['mean']:.4f} [{v['low']:.4f}, {v['high']:.4f}]" for v in row["metrics"].values()]
+        table.add_row(
+            row["model"], str(row["users"]), *cells, f"{row['fit_s']:.2f}", f"{row['ms_per_user']:.3f}"
+        )
+    Console().print(table)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run's folder.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a finished run's report again (HTML, Markdown, JSON), and show it."""
+    from rich.console import Console
+
+    from frugalrec.reporting import write
+    from frugalrec.reporting.tables import terminal_table
+    from frugalrec.stages.results import load_report
+
+    document = load_report(folder)
+    if as_json:
+        options.show_json(document.to_dict())
+        return
+    write(document, folder)
+    Console().print(terminal_table(document))
+    typer.echo(f"The report: {folder / 'report.html'}")
