@@ -38,7 +38,10 @@ def settings(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def run(
-    source: options.Source = "film-club",
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="DATA", help="A file, a folder, or film-club (simulated; the default)."),
+    ] = None,
     config: ConfigFile = None,
     llm: Annotated[
         str | None, typer.Option("--llm", help="An embedded model, folder, Hugging Face id, or none.")

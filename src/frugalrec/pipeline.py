@@ -1,0 +1,58 @@
+"""The whole story, one call a stage: from interactions to a report of quality against cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from frugalrec.config import RunConfig
+from frugalrec.reporting import write
+from frugalrec.reporting.document import Report
+from frugalrec.runs import Observer, Run, storage_errors
+from frugalrec.stages import cheap, data, llm, results
+
+
+def run_pipeline(
+    config: RunConfig, folder: Path, *, observer: Observer | None = None, command: str = ""
+) -> Report:
+    """Run every stage, or find it finished, and write the report.
+
+    The same call after a kill goes on where the killed one was. A changed option re-runs only the
+    stages that depend on it.
+
+    Args:
+        config: What to do.
+        folder: The run's folder; created if missing.
+        observer: Is told of progress.
+        command: The command line, for the report.
+
+    Returns:
+        The report, also written to `folder` as report.html, report.md and report.json.
+
+    Raises:
+        FrugalrecError: For everything a user can mend; finished stages stay.
+    """
+    with Run(folder, observer) as run:
+        # data: read, split by time, audit for leaks; an error-level leak ends the run here
+        prepared = data.prepare(run, config)
+
+        # recommenders: every cheap model, and the one whose lists the LLM may re-rank
+        arms = [cheap.fit_and_evaluate(run, config, prepared, name) for name in config.recommenders.names]
+        first = cheap.choose_first_stage(config, arms)
+
+        # the LLM, unless the run goes without
+        served = None
+        if config.llm.model != "none":
+            # selection: a few training samples; tuning: LoRA with yes/no scoring on them
+            model = llm.open_model(config)
+            selection = llm.select_samples(run, config, prepared)
+            adapter = llm.tune(run, config, prepared, first, selection, model)
+
+            # allocation: which test users get the LLM; grounding: re-rank their candidates
+            allocation = llm.allocate_users(config, prepared)
+            served = llm.serve(run, config, prepared, first, selection, adapter, allocation, model)
+
+        # evaluation: every arm and every control over the same users; reporting
+        report = results.assemble(run, config, prepared, arms, first, served, command)
+        with storage_errors(folder):
+            write(report, folder)
+        return report

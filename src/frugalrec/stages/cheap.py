@@ -1,0 +1,137 @@
+"""The cheap models: fit, rank and evaluate each once; then choose the first stage on validation."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frugalrec.config import RunConfig
+from frugalrec.data.dataset import Dataset
+from frugalrec.data.splits import Fold, Split
+from frugalrec.errors import ConfigError
+from frugalrec.evaluation.evaluate import evaluate
+from frugalrec.ledger import Meter
+from frugalrec.recommenders import create
+from frugalrec.recommenders.base import Recommender
+from frugalrec.runs import Run, Stage
+from frugalrec.stages.artefacts import (
+    load_evaluation,
+    load_json,
+    load_ranking,
+    save_evaluation,
+    save_json,
+    save_ranking,
+)
+from frugalrec.stages.data import Prepared
+from frugalrec.types import Evaluation, Ranking
+
+FOLDS: tuple[Fold, Fold] = ("valid", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheapArm:
+    """A fitted cheap model: its lists and its per-user figures on both folds."""
+
+    name: str
+    stage: Stage
+    rankings: dict[Fold, Ranking]
+    evaluations: dict[Fold, Evaluation]
+    fit_s: float
+    ms_per_user: float
+
+
+def fit_and_evaluate(run: Run, config: RunConfig, data: Prepared, name: str) -> CheapArm:
+    """Fit one cheap model, or find it fitted."""
+    given = config.recommenders.options.get(name, {})
+    section = config.recommenders.model_dump(include={"refit", "depth"})
+    key = {
+        "data": data.stage.hash,
+        "split": config.data.model_dump(include={"split", "valid", "test"}),
+        "name": name,
+        "options": given,
+        "metrics": config.evaluation.metrics,
+        "seed": config.seed,
+        **section,
+    }
+
+    def build(folder: Path, meter: Meter) -> None:
+        def progress(done: int, total: int) -> None:
+            run.observer.progressed(stage_name, done, total)
+
+        options = run_options(name, given, config.seed, folder / "checkpoint", progress)
+        _build(folder, name, options, data.split, config)
+
+    stage_name = f"recommenders/{name}"
+    stage = run.stage(stage_name, key, build)
+    costs = load_json(stage.path / "costs.json")
+    return CheapArm(
+        name=name,
+        stage=stage,
+        rankings={fold: load_ranking(stage.path / f"{fold}.ranking.npz") for fold in FOLDS},
+        evaluations={fold: load_evaluation(stage.path / f"{fold}.npz") for fold in FOLDS},
+        **costs,
+    )
+
+
+def run_options(
+    name: str, given: dict[str, Any], seed: int, checkpoint: Path | None = None, progress: Any = None
+) -> dict[str, Any]:
+    """Add the run's seed, checkpoint folder and progress to a model's options, where it takes them."""
+    accepted = inspect.signature(type(create(name)).__init__).parameters
+    extra = {"seed": seed, "checkpoint": checkpoint, "progress": progress}
+    usable = {key: value for key, value in extra.items() if key in accepted and value is not None}
+    return {**usable, **given}
+
+
+def choose_first_stage(config: RunConfig, arms: list[CheapArm]) -> CheapArm:
+    """Return the arm whose lists the LLM re-ranks: the named one, or the best on validation."""
+    wanted = config.recommenders.first_stage
+    if wanted == "auto":
+        return max(arms, key=lambda arm: arm.evaluations["valid"].mean(config.evaluation.primary))
+    for arm in arms:
+        if arm.name == wanted:
+            return arm
+    names = ", ".join(arm.name for arm in arms)
+    raise ConfigError(f"recommenders.first_stage is {wanted!r}, which is not among the models: {names}.")
+
+
+def timed_fit(model: Recommender, train: Dataset, valid: Dataset | None) -> float:
+    """Fit a model and return the seconds it took."""
+    start = time.perf_counter()
+    model.fit(train, valid)
+    return time.perf_counter() - start
+
+
+def _build(folder: Path, name: str, options: dict[str, Any], split: Split, config: RunConfig) -> None:
+    model = create(name, **options)
+    fit_s = timed_fit(model, split.train, split.valid)
+    _rank(folder, model, split, "valid", config)
+    if config.recommenders.refit:
+        # As a deployment would: everything known before the test, for the number of epochs that
+        # validation chose.
+        epochs = getattr(model, "best_epoch_", None)
+        fixed = {"epochs": epochs} if epochs else {}
+        if "checkpoint" in options:
+            fixed["checkpoint"] = options["checkpoint"].with_name("checkpoint-refit")
+        model = create(name, **{**options, **fixed})
+        fit_s += timed_fit(model, split.history("test"), None)
+    ms_per_user = _rank(folder, model, split, "test", config)
+    model.save(folder / "model")
+    save_json(folder / "costs.json", {"fit_s": fit_s, "ms_per_user": ms_per_user})
+
+
+def _rank(folder: Path, model: Recommender, split: Split, fold: Fold, config: RunConfig) -> float:
+    """Evaluate one fold over the full catalogue, keep the lists; return milliseconds per user."""
+    histories, users = split.history(fold), split.users(fold)
+    evaluation = evaluate(
+        model.name, lambda batch: model.score(batch, histories), split, fold, config.evaluation.metrics
+    )
+    save_evaluation(folder / f"{fold}.npz", evaluation)
+    start = time.perf_counter()
+    ranking = model.recommend(users, config.recommenders.depth, histories=histories)
+    elapsed = time.perf_counter() - start
+    save_ranking(folder / f"{fold}.ranking.npz", ranking)
+    return 1000 * elapsed / max(1, users.size)
