@@ -1,0 +1,104 @@
+"""MovieLens: the 100K, 1M/10M and later releases, with the year parsed from the title."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import polars as pl
+
+from frugalrec.data import tables
+from frugalrec.data.columns import Frames, ReadOptions, interactions, item_texts
+from frugalrec.data.dataset import ITEM, TIME, TITLE, USER, VALUE
+from frugalrec.data.formats import items_table
+from frugalrec.errors import DataError
+
+GENRES = (
+    "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama",
+    "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
+)  # fmt: skip
+"""The 19 genre flags of `u.item`, in file order."""
+
+NO_GENRE = "(no genres listed)"
+
+
+def read_100k(path: Path, options: ReadOptions) -> Frames:
+    """Read MovieLens 100K: a folder with `u.data` and `u.item`, or `u.data` itself."""
+    folder = path if path.is_dir() else path.parent
+    frame = _rows(_file(folder, "u.data"), "\t", (USER, ITEM, VALUE, TIME), options.encoding)
+    if options.items is not None or not (folder / "u.item").exists():
+        return interactions(frame, options), items_table(options, None)
+    lines = [line.split("|") for line in _text(folder / "u.item").split("\n") if line]
+    _same_fields(folder / "u.item", lines, 5 + len(GENRES))
+    genres = [[g for g, flag in zip(GENRES, line[5:], strict=True) if flag == "1"] for line in lines]
+    items = {ITEM: [line[0] for line in lines], TITLE: [line[1] for line in lines]}
+    texts = pl.DataFrame({**items, "genres": ["|".join(names) for names in genres]})
+    return interactions(frame, options), _with_year(texts)
+
+
+def read_1m(path: Path, options: ReadOptions) -> Frames:
+    """Read MovieLens 1M or 10M: a folder with `ratings.dat` and `movies.dat`, fields split by `::`."""
+    folder = path if path.is_dir() else path.parent
+    frame = _rows(_file(folder, "ratings.dat"), "::", (USER, ITEM, VALUE, TIME), options.encoding)
+    if options.items is not None or not (folder / "movies.dat").exists():
+        return interactions(frame, options), items_table(options, None)
+    lines = [line.split("::") for line in _text(folder / "movies.dat").split("\n") if line]
+    _same_fields(folder / "movies.dat", lines, 3)
+    texts = pl.DataFrame(
+        {ITEM: [x[0] for x in lines], TITLE: [x[1] for x in lines], "genres": [x[2] for x in lines]}
+    )
+    return interactions(frame, options), _with_year(texts)
+
+
+def read_latest(path: Path, options: ReadOptions) -> Frames:
+    """Read a later MovieLens release: a folder with `ratings.csv` and `movies.csv`."""
+    folder = path if path.is_dir() else path.parent
+    frame = tables.load(_file(folder, "ratings.csv"), encoding=options.encoding)
+    if options.items is not None or not (folder / "movies.csv").exists():
+        return interactions(frame, options), items_table(options, None)
+    movies = tables.load(folder / "movies.csv", encoding=options.encoding)
+    return interactions(frame, options), _with_year(item_texts(movies, options, what="movies.csv"))
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise DataError(f"{folder}: no file {name}; unpack the whole MovieLens archive there.")
+    return path
+
+
+def _text(path: Path) -> str:
+    """Decode as UTF-8 first: the 10M release is UTF-8, the older ones Latin-1; both names end in .dat."""
+    data = tables.read_bytes(path)
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")
+    return text.replace("\r\n", "\n")
+
+
+def _rows(path: Path, separator: str, names: tuple[str, ...], encoding: str) -> pl.DataFrame:
+    text = tables.decode(tables.read_bytes(path), path, encoding).replace("\r\n", "\n").rstrip("\n")
+    if not text:
+        raise DataError(f"{path}: the file is empty; unpack the archive again.")
+    fields = pl.Series("line", text.split("\n")).str.split(separator)
+    short = fields.list.len() != len(names)
+    if short.any():
+        row = int(short.arg_max() or 0)
+        raise DataError(
+            f"{path}: line {row + 1} has {len(fields[row])} fields, not {len(names)}, "
+            f"split by {separator!r}: {separator.join(fields[row])[:60]!r}."
+        )
+    return pl.DataFrame({name: fields.list.get(i) for i, name in enumerate(names)})
+
+
+def _same_fields(path: Path, lines: list[list[str]], width: int) -> None:
+    for number, line in enumerate(lines, start=1):
+        if len(line) != width:
+            raise DataError(f"{path}: line {number} has {len(line)} fields, not {width}: {line[:2]}.")
+
+
+def _with_year(texts: pl.DataFrame) -> pl.DataFrame:
+    """Add `year` from the title's last parenthesis; a film of unlisted genre has a null genre."""
+    year = pl.col(TITLE).str.extract(r"\((\d{4})(?:[-\u2013]\d{0,4})?\)\s*$").cast(pl.Int32)
+    listed = (pl.col("genres") != NO_GENRE) & (pl.col("genres") != "")
+    return texts.with_columns(year.alias("year"), pl.when(listed).then(pl.col("genres")).alias("genres"))
