@@ -29,6 +29,8 @@ class Examples:
     """Target item of each row, (m,)."""
     labels: FloatArray | None
     """Value of the target interaction, (m,), or None for implicit feedback."""
+    times: LongArray | None = None
+    """Time of the target interaction, (m,), Unix seconds, or None where only the order is known."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -52,6 +54,7 @@ class Examples:
             values=None if self.values is None else self.values[positions],
             targets=self.targets[rows],
             labels=None if self.labels is None else self.labels[rows],
+            times=None if self.times is None else self.times[rows],
         )
 
 
@@ -89,4 +92,5 @@ def examples(
         values=None if dataset.values is None else dataset.values[positions],
         targets=dataset.items[target],
         labels=None if dataset.values is None else dataset.values[target],
+        times=None if dataset.times is None else dataset.times[target],
     )
