@@ -93,7 +93,7 @@ def interactions(frame: pl.DataFrame, options: ReadOptions) -> pl.DataFrame:
         if role not in roles:
             raise DataError(
                 f"{options.name}: cannot tell which column is the {role} among {', '.join(frame.columns)}. "
-                f"Map it, for example --{role} {frame.columns[0]}."
+                f"Map it, for example --column {role}={frame.columns[0]}."
             )
     frame = frame.select(pl.col(column).alias(role) for role, column in roles.items())
     frame = blank_to_null(frame).with_columns(_identifier(frame[USER]), _identifier(frame[ITEM]))
@@ -117,7 +117,7 @@ def item_texts(frame: pl.DataFrame, options: ReadOptions, *, what: str) -> pl.Da
     if ITEM not in roles:
         raise DataError(
             f"{what}: cannot tell which column is the item id among {', '.join(frame.columns)}. "
-            f"Map it, for example --item-columns item={frame.columns[0]}."
+            f"Map it, for example --item-column item={frame.columns[0]}."
         )
     names = {column: role for role, column in roles.items()}
     clashes = {c: f"{c}_given" for c in frame.columns if c in (ITEM, TITLE) and c not in names}
