@@ -1,0 +1,278 @@
+"""The smaller tables: activity groups, cold and warm, stages, samples, weights, and the key figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from frugalrec.reporting import words
+from frugalrec.reporting.document import Arm, Report
+from frugalrec.reporting.facts import Finding
+from frugalrec.reporting.judge import LLM_KINDS, best_arm, difference
+from frugalrec.reporting.tables import Cell, Column, Row, Table, interval_cell
+
+
+def key_figures(report: Report) -> list[tuple[str, str, str]]:
+    """Return the three or four figures a reader remembers: title, value, and what it stands beside."""
+    figures = []
+    llm, reference = best_arm(report, LLM_KINDS), report.arm(report.reference)
+    if llm is not None:
+        found = difference(report, llm)
+        if found is not None:
+            ends = f"{words.signed(found.low)} to {words.signed(found.high)}"
+            figures.append(
+                (f"{words.metric_name(report.primary)}, difference", words.signed(found.mean), ends)
+            )
+        if llm.cost.ms_per_user is not None:
+            beside = f"reference: {words.short(reference.cost.ms_per_user)}"
+            figures.append(("Milliseconds per user", words.short(llm.cost.ms_per_user), beside))
+        if llm.cost.tokens_per_user is not None:
+            beside = f"reference: {words.short(reference.cost.tokens_per_user or 0)}"
+            figures.append(("LLM tokens per user", words.short(llm.cost.tokens_per_user), beside))
+    selection = report.selection or {}
+    if selection.get("candidates"):
+        share = words.percent(selection.get("kept", 0) / selection["candidates"])
+        figures.append(
+            (
+                "Samples used",
+                share,
+                f"{words.count(selection.get('kept'))} of {words.count(selection['candidates'])}",
+            )
+        )
+    return figures
+
+
+def selection_facts(report: Report) -> list[tuple[str, str]]:
+    """Return how samples were chosen, as pairs of title and value."""
+    facts = report.selection or {}
+    pairs = [
+        ("Scorer", words.clean(facts.get("scorer", words.DASH))),
+        ("Candidate samples", words.count(facts.get("candidates"))),
+        ("Budget", words.count(facts.get("budget"))),
+        ("Kept", words.count(facts.get("kept"))),
+        ("Seed", words.clean(facts.get("seed", words.DASH))),
+    ]
+    return [pair for pair in pairs if pair[1] != words.DASH]
+
+
+def tuning_facts(report: Report) -> list[tuple[str, str]]:
+    """Return how the LLM was tuned, as pairs of title and value."""
+    facts = report.tuning or {}
+    pairs = [
+        ("Base model", words.clean(facts.get("base", words.DASH))),
+        ("Samples", words.count(facts.get("samples"))),
+        ("Epochs", words.short(facts.get("epochs"))),
+        ("Samples per second", words.short(facts.get("samples_per_s"))),
+        ("Adapter SHA-256", words.clean(facts.get("adapter_sha256", words.DASH))),
+    ]
+    return [pair for pair in pairs if pair[1] != words.DASH]
+
+
+def dataset_facts(report: Report) -> list[tuple[str, str]]:
+    """Return what the data set is, as pairs of title and value."""
+    facts = report.dataset
+    pairs = [
+        ("Data set", words.clean(facts.get("name", words.DASH))),
+        ("Users", words.count(facts.get("users"))),
+        ("Items", words.count(facts.get("items"))),
+        ("Interactions", words.count(facts.get("interactions"))),
+        ("Density", words.percent(facts.get("density"))),
+        ("Time span", words.clean(facts.get("span", words.DASH))),
+        ("Split", words.clean(facts.get("split", words.DASH))),
+        ("Training rows", words.count(facts.get("train"))),
+        ("Validation rows", words.count(facts.get("valid"))),
+        ("Test rows", words.count(facts.get("test"))),
+    ]
+    return [pair for pair in pairs if pair[1] != words.DASH]
+
+
+def findings(report: Report) -> list[Finding]:
+    """Return the audit's findings, errors first, then warnings, otherwise in the given order."""
+    order = {"error": 0, "warning": 1}
+    return sorted(report.audit, key=lambda finding: order.get(finding.get("severity", ""), 2))
+
+
+def decile_table(report: Report) -> Table | None:
+    """Return the metric of each arm in each activity group."""
+    deciles = report.deciles
+    if deciles is None:
+        return None
+    columns = [Column(title="Interactions", numeric=False), Column(title="Users")]
+    columns += [Column(title=words.clean(report.arm(name).label)) for name in deciles.arms]
+    rows = []
+    for i, label in enumerate(deciles.labels):
+        cells = [Cell(text=words.clean(label), sort=float(i)), _count_cell(deciles.users[i])]
+        means = [row[i].mean for row in deciles.arms.values() if words.defined(row[i].mean)]
+        top = max(means, default=None)
+        cells += [interval_cell(row[i], best=row[i].mean == top) for row in deciles.arms.values()]
+        rows.append(Row(cells=tuple(cells)))
+    name = words.metric_name(deciles.metric)
+    caption = f"{name} by how active users are, least active first. ★ marks the best of a row."
+    return Table(key="deciles", caption=caption, columns=tuple(columns), rows=tuple(rows))
+
+
+def warmth_table(report: Report) -> Table | None:
+    """Return the primary metric on cold and on warm targets."""
+    if not report.warmth:
+        return None
+    titles = ("Cold targets", "Cold", "Warm targets", "Warm")
+    columns = (Column(title="Arm", numeric=False), *(Column(title=title) for title in titles))
+    rows = []
+    for row in report.warmth:
+        arm = report.arm(row.arm)
+        cells = (
+            _name_cell(arm),
+            _count_cell(row.cold_targets),
+            interval_cell(row.cold),
+            _count_cell(row.warm_targets),
+            interval_cell(row.warm),
+        )
+        rows.append(Row(cells=cells, kind=arm.kind))
+    name = words.metric_name(report.primary)
+    caption = f"{name} where the true item was seen in training (warm) and where it was not (cold)."
+    return Table(key="warmth", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def stage_table(report: Report) -> Table | None:
+    """Return what every stage spent, and the sum."""
+    if not report.stages:
+        return None
+    money = any(words.defined(stage.money) for stage in report.stages)
+    numbers: list[tuple[str, str, Callable[[float | None], str]]] = [
+        ("Wall time", "wall_s", words.duration),
+        ("CPU time", "cpu_s", words.duration),
+        ("Peak memory", "peak_memory_bytes", words.memory),
+        ("LLM calls", "llm_calls", words.count),
+        ("Tokens in", "tokens_in", words.count),
+        ("Cached", "tokens_cached", words.count),
+        ("Tokens out", "tokens_out", words.count),
+        ("Trained", "tokens_trained", words.count),
+    ]
+    if money:
+        numbers.append((report.currency or "Money", "money", words.short))
+    columns = (Column(title="Stage", numeric=False), *(Column(title=title) for title, _, _ in numbers))
+    rows = []
+    for stage in report.stages:
+        cells = [
+            Cell(
+                text=words.clean(stage.name),
+                note="reused" if stage.reused else "",
+                sort=words.clean(stage.name),
+            )
+        ]
+        cells += [Cell(text=show(getattr(stage, key)), sort=getattr(stage, key)) for _, key, show in numbers]
+        rows.append(Row(cells=tuple(cells)))
+    cells = [Cell(text="Total")]
+    cells += [
+        Cell(text=show(_total([getattr(s, key) for s in report.stages], key))) for _, key, show in numbers
+    ]
+    rows.append(Row(cells=tuple(cells), mark="total"))
+    caption = "A reused stage shows what the run that made it spent. The total of memory is the peak."
+    return Table(key="stages", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def pairs_table(key: str, caption: str, titles: tuple[str, str], pairs: Sequence[Sequence[float]]) -> Table:
+    """Return two columns of numbers, such as a loss curve."""
+    columns = (Column(title=titles[0]), Column(title=titles[1]))
+    rows = tuple(
+        Row(cells=(Cell(text=words.short(x), sort=x), Cell(text=words.fixed(y), sort=y))) for x, y in pairs
+    )
+    return Table(key=key, caption=caption, columns=columns, rows=rows)
+
+
+def weight_table(report: Report) -> Table | None:
+    """Return the grid from which the fusion weight was chosen."""
+    weights = report.weights
+    if not weights or not weights.get("grid"):
+        return None
+    metric = words.metric_name(weights.get("metric", report.primary))
+    chosen = weights.get("chosen")
+    table = pairs_table(
+        "weights",
+        f"Weights tried on validation users. {words.short(chosen)} was chosen; test users played no part.",
+        ("Weight", f"{metric}, validation"),
+        weights["grid"],
+    )
+    rows = tuple(
+        Row(cells=row.cells, mark="chosen" if pair[0] == chosen else "")
+        for row, pair in zip(table.rows, weights["grid"], strict=True)
+    )
+    return Table(key=table.key, caption=table.caption, columns=table.columns, rows=rows)
+
+
+def length_table(report: Report) -> Table | None:
+    """Return how long the histories of kept and of all samples are."""
+    lengths = (report.selection or {}).get("lengths")
+    if not lengths:
+        return None
+    edges = lengths["edges"]
+    columns = (Column(title="History length"), Column(title="All samples"), Column(title="Kept samples"))
+    rows = []
+    for i, (everything, kept) in enumerate(zip(lengths["all"], lengths["kept"], strict=True)):
+        span = f"{words.short(edges[i])} to {words.short(edges[i + 1])}"
+        rows.append(Row(cells=(Cell(text=span, sort=edges[i]), _count_cell(everything), _count_cell(kept))))
+    caption = "Samples by history length; a span leaves out its upper end."
+    return Table(key="lengths", caption=caption, columns=columns, rows=tuple(rows))
+
+
+def example_table(report: Report) -> Table | None:
+    """Return some of the kept samples."""
+    examples = (report.selection or {}).get("examples")
+    if not examples:
+        return None
+    keys = list(dict.fromkeys(key for example in examples for key in example))
+    columns = tuple(
+        Column(title=words.metric_name(key), numeric=all(_is_number(row.get(key)) for row in examples))
+        for key in keys
+    )
+    rows = tuple(Row(cells=tuple(_any_cell(row.get(key)) for key in keys)) for row in examples)
+    return Table(key="kept", caption="Some of the kept samples.", columns=columns, rows=rows)
+
+
+def _name_cell(arm: Arm) -> Cell:
+    label = words.clean(arm.label)
+    return Cell(text=label, note=words.kind_name(arm.kind), sort=label)
+
+
+def _count_cell(value: float | None) -> Cell:
+    return Cell(text=words.count(value), sort=value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _any_cell(value: Any) -> Cell:
+    if value is None or (isinstance(value, float) and not words.defined(value)):
+        return Cell(text=words.DASH)
+    if isinstance(value, float):
+        return Cell(text=words.fixed(value), sort=value)
+    if isinstance(value, list | tuple):
+        return Cell(text=words.clean("; ".join(str(part) for part in value)))
+    return Cell(text=words.clean(value), sort=value if isinstance(value, int) else words.clean(value))
+
+
+def _total(values: Sequence[float | None], key: str) -> float | None:
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return None  # a sum over unknown prices would be too small
+    return max(known) if key == "peak_memory_bytes" else sum(known)
+
+
+def finding_amount(finding: Finding) -> str:
+    """Return how often a finding occurs, such as ``1,022 times, 0.2 %``."""
+    parts = [f"{words.count(finding['count'])} found"] if finding.get("count") is not None else []
+    parts += [words.percent(finding["share"])] if words.defined(finding.get("share")) else []
+    return ", ".join(parts)
+
+
+def loss_table(report: Report) -> Table | None:
+    """Return the loss curve as a table."""
+    curve = (report.tuning or {}).get("loss")
+    return pairs_table("loss", "Training loss by step.", ("Step", "Loss"), curve) if curve else None
+
+
+def provenance(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return versions, seeds and hashes under their titles."""
+    groups = (("Versions", report.versions), ("Seeds", report.seeds), ("Hashes", report.hashes))
+    return [(title, [(key, str(value)) for key, value in pairs.items()]) for title, pairs in groups if pairs]

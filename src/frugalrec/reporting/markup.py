@@ -1,0 +1,149 @@
+"""HTML for the report's building blocks: tables, figures, lists of facts, marks and interval drawings."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from frugalrec.reporting.document import Difference, Report
+from frugalrec.reporting.plots import Plot
+from frugalrec.reporting.tables import Cell, Column, Row, Table
+from frugalrec.reporting.words import clean, defined
+
+_SHAPES = {
+    "cheap": '<circle cx="6" cy="6" r="4.5"/>',
+    "llm": '<rect x="1.75" y="1.75" width="8.5" height="8.5"/>',
+    "fusion": '<path d="M6 .5 11.5 6 6 11.5.5 6z"/>',
+    "control": '<path d="M2 2 10 10M10 2 2 10" stroke="currentColor" stroke-width="2.6"/>',
+}
+_HALF = 60.0
+"""Half the width of an interval drawing, in its own units."""
+
+
+def escape(text: object) -> str:
+    """Return `text` as inert HTML on one line."""
+    return html.escape(clean(text), quote=True)
+
+
+def kind_mark(kind: str) -> str:
+    """Return the small mark of a kind of arm; its name is always written beside it."""
+    opening = f'<svg class="k-{kind}" viewBox="0 0 12 12" fill="currentColor" aria-hidden="true">'
+    return f"{opening}{_SHAPES[kind]}</svg>"
+
+
+def facts_list(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return titles and values as a description list."""
+    return (
+        '<dl class="facts">'
+        + "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in pairs)
+        + "</dl>"
+    )
+
+
+def figure(plot: Plot, *, below: str = "", above: str = "", half: bool = False) -> str:
+    """Return a drawing in both widths, its words, and what stands around it."""
+    return (
+        f'<figure id="{plot.key}"{" class=half" if half else ""}>{above}{plot.wide}{plot.narrow}'
+        f"<figcaption>{escape(plot.description)}</figcaption></figure>{below}"
+    )
+
+
+def folded(summary: str, content: str) -> str:
+    """Return content that the reader opens."""
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
+
+
+def whisker_scale(report: Report) -> float:
+    """Return the difference at the end of the interval drawings.
+
+    The scale fits the LLM arms; a control far below would otherwise flatten everything that matters.
+    """
+    found = [
+        difference
+        for arm in report.arms
+        if arm.kind in ("llm", "fusion")
+        if (difference := (arm.difference or {}).get(report.primary)) is not None and difference.known
+    ]
+    best = max(found, key=lambda difference: difference.mean, default=None)
+    return 2.5 * max(abs(best.low), abs(best.high), 1e-9) if best else 0.0
+
+
+def draw_table(table: Table, *, scale: float = 0.0, sortable: bool = False) -> str:
+    """Return a table in a container of its own that scrolls sideways.
+
+    Args:
+        table: What to draw.
+        scale: The difference at the end of the interval drawings; 0 draws none.
+        sortable: Whether the page's script may let the reader sort.
+    """
+    drawn = {
+        i
+        for i in range(len(table.columns))
+        if scale and any(row.cells[i].whisker is not None for row in table.rows)
+    }
+    heads = "".join(_head(column) for column in table.columns)
+    body = "\n".join(_row(table, row, scale if drawn else 0.0) for row in table.rows)
+    css = " ".join(
+        name for name, wanted in (("sortable", sortable), ("full", len(table.columns) > 4)) if wanted
+    )
+    return (
+        f'<div class="scroll" role="region" aria-label="{escape(table.caption)}" tabindex="0">'
+        f'<table id="{table.key}-table" class="{css}"><caption><span>{escape(table.caption)}</span></caption>'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _head(column: Column) -> str:
+    hint = f' title="{escape(column.hint)}"' if column.hint else ""
+    css = ' class="number"' if column.numeric else ""
+    return f'<th scope="col"{css}{hint}>{escape(column.title)}</th>'
+
+
+def _row(table: Table, row: Row, scale: float) -> str:
+    cells = [_first(row)]
+    for column, cell in zip(table.columns[1:], row.cells[1:], strict=True):
+        css = " ".join(name for name, wanted in (("number", column.numeric), ("best", cell.best)) if wanted)
+        inside = _inside(cell) + _whisker(cell.whisker, scale, row.kind)
+        cells.append(f"<td{f' class={css!r}' if css else ''}{_sort(cell)}>{inside}</td>".replace("'", '"'))
+    css = f' class="{row.mark}"' if row.mark else ""
+    return f"<tr{css}>{''.join(cells)}</tr>"
+
+
+def _first(row: Row) -> str:
+    cell = row.cells[0]
+    inside = _inside(cell)
+    if row.kind:
+        inside = f'<span class="arm">{kind_mark(row.kind)}<span>{inside}</span></span>'
+    return f'<th scope="row"{_sort(cell)}>{inside}</th>'
+
+
+def _inside(cell: Cell) -> str:
+    star = '<span class="star" aria-hidden="true">★</span><span class="sr">best </span>' if cell.best else ""
+    note = f'<span class="note">{escape(cell.note)}</span>' if cell.note else ""
+    return f"{star}{escape(cell.text)}{note}"
+
+
+def _sort(cell: Cell) -> str:
+    if cell.sort is None or (isinstance(cell.sort, float) and not defined(cell.sort)):
+        return ""
+    return f' data-sort="{escape(cell.sort)}"'
+
+
+def _whisker(difference: Difference | None, scale: float, kind: str) -> str:
+    """Return a small drawing of an interval around zero; ends beyond the scale are cut at the edge."""
+    if difference is None or not scale:
+        return ""
+    low, mean, high = (
+        max(-_HALF, min(_HALF, value / scale * _HALF))
+        for value in (difference.low, difference.mean, difference.high)
+    )
+    dot = f'<circle class="dot" cx="{mean:.1f}" cy="8" r="3"/>' if abs(mean) < _HALF else ""
+    if mean <= -_HALF:
+        dot = f'<path class="dot" d="M{-_HALF} 8l6-3.5v7z"/>'
+    if mean >= _HALF:
+        dot = f'<path class="dot" d="M{_HALF} 8l-6-3.5v7z"/>'
+    return (
+        f'<svg class="whisker k-{kind}" viewBox="{-_HALF - 2} 0 {2 * _HALF + 4} 16" aria-hidden="true">'
+        f'<line class="zero" x1="0" x2="0" y1="0" y2="16"/>'
+        f'<line class="span" x1="{low:.1f}" x2="{high:.1f}" y1="8" y2="8"/>{dot}</svg>'
+    )

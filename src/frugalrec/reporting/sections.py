@@ -1,0 +1,163 @@
+"""The page's sections: each function returns the HTML of one, or nothing where the run has no such part."""
+
+from __future__ import annotations
+
+import html
+
+from frugalrec.reporting import details, plots, words
+from frugalrec.reporting.document import Report
+from frugalrec.reporting.judge import verdict
+from frugalrec.reporting.markup import (
+    draw_table,
+    escape,
+    facts_list,
+    figure,
+    folded,
+    kind_mark,
+    whisker_scale,
+)
+from frugalrec.reporting.tables import Table, quality_table, ranked
+
+
+def page_sections(report: Report) -> list[tuple[str, str, str]]:
+    """Return the sections that this run has, as anchor, title and HTML."""
+    candidates = [
+        ("quality", "Quality and cost of every arm", quality(report)),
+        ("frontier", "Quality against cost", frontier(report)),
+        ("caveats", "Read with care", caveats(report)),
+        ("activity", "Active and inactive users", activity(report)),
+        ("warmth", "Cold and warm items", _table(details.warmth_table(report))),
+        ("audit", "Audit of the data", audit(report)),
+        ("samples", "Samples kept for tuning", samples(report)),
+        ("tuning", "Tuning", tuning(report)),
+        ("weights", "Fusion weight", _table(details.weight_table(report))),
+        ("stages", "Cost by stage", stages(report)),
+        ("reproduce", "How to repeat this run", reproduce(report)),
+    ]
+    return [(key, title, content) for key, title, content in candidates if content]
+
+
+def headline(report: Report) -> str:
+    """Return the verdict and the figures to remember."""
+    sentences = report.verdict or verdict(report)
+    first = sentences[0] if sentences else "No verdict."
+    figures = "".join(
+        f'<div><dt>{escape(title)}</dt><dd><span class="value">{escape(value)}</span>'
+        f'<div class="beside">{escape(beside)}</div></dd></div>'
+        for title, value, beside in details.key_figures(report)
+    )
+    strip = f'<dl class="figures">{figures}</dl>' if figures else ""
+    rest = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences[1:])
+    opening = f'<section id="verdict" aria-label="Verdict"><p class="headline">{escape(first)}</p>'
+    return f"{opening}{strip}{rest}</section>"
+
+
+def quality(report: Report) -> str:
+    """Return the table of all arms and what each arm is."""
+    table = draw_table(quality_table(report), scale=whisker_scale(report), sortable=True)
+    described = "".join(
+        f"<dt>{escape(arm.label)}</dt><dd>{escape(arm.description)}</dd>"
+        for arm in ranked(report)
+        if arm.description
+    )
+    return table + (folded("What each arm is", f'<dl class="arms">{described}</dl>') if described else "")
+
+
+def frontier(report: Report) -> str:
+    """Return the drawing of quality against cost, with a key to its marks."""
+    plot = plots.quality_cost(report)
+    if plot is None:
+        return ""
+    kinds = [kind for kind in plots.MARKERS if any(arm.kind == kind for arm in report.arms)]
+    items = "".join(f"<li>{kind_mark(kind)}{escape(words.kind_name(kind))}</li>" for kind in kinds)
+    below = '<p class="small"><a href="#quality">The table above</a> holds the numbers.</p>'
+    return figure(plot, above=f'<ul class="legend">{items}</ul>', below=below)
+
+
+def caveats(report: Report) -> str:
+    """Return what limits the conclusions."""
+    return (
+        "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>"
+        if report.notes
+        else ""
+    )
+
+
+def activity(report: Report) -> str:
+    """Return the metric by activity group."""
+    plot, table = plots.deciles(report), details.decile_table(report)
+    drawn = figure(plot) if plot else ""
+    return drawn + (
+        folded("The numbers behind the drawing", draw_table(table)) if table and plot else _table(table)
+    )
+
+
+def audit(report: Report) -> str:
+    """Return the findings of the audit, errors first."""
+    items = []
+    for finding in details.findings(report):
+        severity = finding.get("severity", "info")
+        css = severity if severity in ("error", "warning") else "info"
+        found = details.finding_amount(finding)
+        amount = f' <span class="small">{escape(found)}</span>' if found else ""
+        examples = "".join(f"<li>{escape(example)}</li>" for example in finding.get("examples", ()))
+        remedy = (
+            f"<p><strong>Remedy:</strong> {escape(finding['remedy'])}</p>" if finding.get("remedy") else ""
+        )
+        items.append(
+            f'<li><h3><span class="severity {css}">{escape(severity.capitalize())}:</span>'
+            f"{escape(finding.get('name', ''))}</h3>"
+            f"<p>{escape(finding.get('message', ''))}{amount}</p>"
+            f"{remedy}{f'<ul>{examples}</ul>' if examples else ''}</li>"
+        )
+    return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
+
+
+def samples(report: Report) -> str:
+    """Return how the training samples were chosen."""
+    if not report.selection:
+        return ""
+    plot, table = plots.lengths(report), details.length_table(report)
+    drawn = (
+        figure(plot, half=True, below=folded("The numbers behind the drawing", _table(table))) if plot else ""
+    )
+    examples = details.example_table(report)
+    kept = folded("Some kept samples", draw_table(examples)) if examples else ""
+    return facts_list(details.selection_facts(report)) + drawn + kept
+
+
+def tuning(report: Report) -> str:
+    """Return how the LLM was tuned."""
+    if not report.tuning:
+        return ""
+    plot, table = plots.loss(report), details.loss_table(report)
+    drawn = (
+        figure(plot, half=True, below=folded("The numbers behind the drawing", _table(table))) if plot else ""
+    )
+    return facts_list(details.tuning_facts(report)) + drawn
+
+
+def stages(report: Report) -> str:
+    """Return what each stage spent."""
+    plot, table = plots.stages(report), details.stage_table(report)
+    return _table(table) + (figure(plot, half=True) if plot else "")
+
+
+def reproduce(report: Report) -> str:
+    """Return all it takes to run this again."""
+    parts = [f"<p>The command:</p><pre><code>{_verbatim(report.command)}</code></pre>"]
+    parts.append(facts_list(details.dataset_facts(report)))
+    for title, pairs in details.provenance(report):
+        parts.append(f"<h3>{escape(title)}</h3>{facts_list(pairs)}")
+    if report.config_yaml:
+        parts.append(folded("Configuration", f"<pre><code>{_verbatim(report.config_yaml)}</code></pre>"))
+    return "".join(parts)
+
+
+def _table(table: Table | None) -> str:
+    return draw_table(table) if table else ""
+
+
+def _verbatim(text: str) -> str:
+    """Return text with its line breaks."""
+    return "\n".join(html.escape(line.rstrip()) for line in text.strip("\n").split("\n")).replace("\x00", "")

@@ -1,0 +1,174 @@
+"""Every table of the report, built once and drawn as HTML, Markdown or terminal text.
+
+A `Table` holds formatted text and the numbers to sort by; the formats differ only in how they draw it,
+so the same digits appear everywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from frugalrec.reporting import words
+from frugalrec.reporting.document import Arm, Difference, Interval, Report
+from frugalrec.reporting.judge import primary
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell: its text, a smaller second line, and what to sort by."""
+
+    text: str
+    note: str = ""
+    sort: float | str | None = None
+    best: bool = False
+    whisker: Difference | None = None
+    """A difference to draw as a small interval plot, where the format can draw."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column; `hint` explains it."""
+
+    title: str
+    numeric: bool = True
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row; `kind` is the kind of arm it shows, if any."""
+
+    cells: tuple[Cell, ...]
+    kind: str = ""
+    mark: str = ""
+    """``"reference"``, ``"total"``, ``"chosen"`` or nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table with a caption that can stand alone."""
+
+    key: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+
+def quality_table(report: Report) -> Table:
+    """Return every arm with quality, difference to the reference and cost, best first."""
+    metrics = metric_names(report)
+    best = {metric: _best(report, metric) for metric in metrics}
+    money = any(words.defined(arm.cost.money_per_1000_users) for arm in report.arms)
+    columns = [Column(title="Arm", numeric=False), Column(title=words.metric_name(report.primary))]
+    columns.append(Column(title="Difference", hint="paired, to the reference; below: interval and p value"))
+    columns += [Column(title=words.metric_name(metric)) for metric in metrics[1:]]
+    columns += [Column(title="ms / user"), Column(title="Tokens / user"), Column(title="Fit, once")]
+    if money:
+        columns.append(Column(title=f"{report.currency or 'Money'} / 1,000 users"))
+    rows = []
+    for arm in ranked(report):
+        cells = [_arm_cell(report, arm), _metric_cell(arm, report.primary, best)]
+        cells.append(_difference_cell(report, arm))
+        cells += [_metric_cell(arm, metric, best) for metric in metrics[1:]]
+        cells += _cost_cells(arm, money)
+        mark = "reference" if arm.name == report.reference else ""
+        rows.append(Row(cells=tuple(cells), kind=arm.kind, mark=mark))
+    level = words.percent(report.confidence).replace(".0 %", " %")
+    caption = (
+        f"Means over users; the second line of a cell is the {level} interval. "
+        f"★ marks the best value of a metric, oracles left out. ms: milliseconds."
+    )
+    return Table(key="quality", caption=caption, columns=tuple(columns), rows=tuple(rows))
+
+
+def metric_names(report: Report) -> list[str]:
+    """Return every metric of any arm, the primary one first."""
+    return list(dict.fromkeys([report.primary, *(metric for arm in report.arms for metric in arm.metrics)]))
+
+
+def ranked(report: Report) -> list[Arm]:
+    """Return the arms, best primary metric first; undefined ones last, ties in the given order."""
+    values = {arm.name: primary(report, arm) for arm in report.arms}
+    return sorted(
+        report.arms,
+        key=lambda arm: -value if (value := values[arm.name]) is not None and words.defined(value) else 9e9,
+    )
+
+
+def terminal_table(report: Report) -> RichTable:
+    """Return the quality table for the terminal, as a rich table."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    source = quality_table(report)
+    table = RichTable(box=box.SIMPLE_HEAD, caption=source.caption, caption_justify="left", pad_edge=False)
+    for column in source.columns:
+        table.add_column(column.title, justify="right" if column.numeric else "left")
+    for row in source.rows:
+        cells = []
+        for cell in row.cells:
+            text = Text(("★ " if cell.best else "") + cell.text, style="bold" if cell.best else "")
+            cells.append(text.append(f"\n{cell.note}", style="dim not bold") if cell.note else text)
+        table.add_row(*cells)
+    return table
+
+
+def _arm_cell(report: Report, arm: Arm) -> Cell:
+    tags = [words.kind_name(arm.kind)]
+    tags += ["reference"] if arm.name == report.reference else []
+    tags += ["oracle"] if arm.oracle else []
+    label = words.clean(arm.label)
+    return Cell(text=label, note=", ".join(tags), sort=label)
+
+
+def interval_cell(interval: Interval | None, *, best: bool = False) -> Cell:
+    """Return a mean with its interval below."""
+    if interval is None or not words.defined(interval.mean):
+        return Cell(text=words.DASH)
+    ends = words.defined(interval.low) and words.defined(interval.high)
+    note = f"{words.fixed(interval.low)} to {words.fixed(interval.high)}" if ends else ""
+    return Cell(text=words.fixed(interval.mean), note=note, sort=interval.mean, best=best)
+
+
+def _metric_cell(arm: Arm, metric: str, best: dict[str, float | None]) -> Cell:
+    interval = arm.metrics.get(metric)
+    return interval_cell(
+        interval, best=interval is not None and not arm.oracle and interval.mean == best[metric]
+    )
+
+
+def _difference_cell(report: Report, arm: Arm) -> Cell:
+    if arm.name == report.reference:
+        return Cell(text="reference", sort=0.0)
+    found = (arm.difference or {}).get(report.primary)
+    if found is None or not words.defined(found.mean):
+        return Cell(text=words.DASH)
+    note = f"{words.signed(found.low)} to {words.signed(found.high)}" if found.known else ""
+    if words.defined(found.p):
+        p = words.p_value(found.p)
+        note += f"{', ' if note else ''}p {p if p[0] == '<' else '= ' + p}"
+    return Cell(
+        text=words.signed(found.mean), note=note, sort=found.mean, whisker=found if found.known else None
+    )
+
+
+def _cost_cells(arm: Arm, money: bool) -> list[Cell]:
+    cost = arm.cost
+    cells = [
+        Cell(text=words.short(cost.ms_per_user), sort=cost.ms_per_user),
+        Cell(text=words.short(cost.tokens_per_user), sort=cost.tokens_per_user),
+        Cell(text=words.duration(cost.fit_s), sort=cost.fit_s),
+    ]
+    if money:
+        cells.append(Cell(text=words.short(cost.money_per_1000_users), sort=cost.money_per_1000_users))
+    return cells
+
+
+def _best(report: Report, metric: str) -> float | None:
+    found = [arm.metrics[metric].mean for arm in report.arms if metric in arm.metrics and not arm.oracle]
+    return max((value for value in found if words.defined(value)), default=None)
