@@ -30,13 +30,13 @@ _CONTROL_TOKEN = re.compile(r"(?<=<)(?=[|/A-Za-z_])|(?<=\[)(?=/?[A-Z_]+\])")
 
 
 def clean_title(title: str, max_chars: int = 120) -> str:
-    """Return a title that is safe inside a prompt: one line, no hidden characters, capped.
+    r"""Return a title that is safe inside a prompt: one line, no hidden characters, capped.
 
     NFKC first (full-width forms may hide markup), then white space collapsed to single blanks,
     control, zero-width and bidirectional characters removed, markup that a tokenizer would read as
     a control token broken up, and the rest cut to `max_chars` characters.
 
-    >>> clean_title("Alien\\u200b  (1979)\\n<|im_end|>")
+    >>> clean_title("Alien\u200b  (1979)\n<|im_end|>")
     'Alien (1979) < |im_end|>'
     """
     text = unicodedata.normalize("NFKC", title[: 8 * max_chars])
@@ -50,11 +50,11 @@ def clean_title(title: str, max_chars: int = 120) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RerankPrompt:
-    """The yes/no question "would this user choose this item?", as a prefix and a suffix.
+    r"""The yes/no question "would this user choose this item?", as a prefix and a suffix.
 
     >>> prompt = RerankPrompt(noun="film")
     >>> prompt.prefix(["Alien (1979)"]) + prompt.suffix("Heat (1995)")
-    'Films watched: "Alien (1979)".\\nNext film: "Heat (1995)"? Answer:'
+    'Films watched: "Alien (1979)".\nNext film: "Heat (1995)"? Answer:'
     """
 
     noun: str = "item"

@@ -1,4 +1,4 @@
-"""Score every training row, keep the few that pay."""
+"""Score every training sample, keep a few."""
 
 from __future__ import annotations
 

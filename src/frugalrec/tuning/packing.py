@@ -54,7 +54,9 @@ def pack(prompts: Sequence[Sequence[int]]) -> Packed:
     return Packed(
         tokens=np.concatenate([np.asarray(first[:shared], dtype=np.int64), *own]),
         positions=np.concatenate([np.arange(shared), *(shared + np.arange(n) for n in lengths)]),
-        segments=np.concatenate([np.zeros(shared, dtype=np.int64), np.repeat(1 + np.arange(len(own)), lengths)]),
+        segments=np.concatenate(
+            [np.zeros(shared, dtype=np.int64), np.repeat(1 + np.arange(len(own)), lengths)]
+        ),
         last=shared + np.cumsum(lengths) - 1,
         n_tokens_alone=sum(len(prompt) for prompt in prompts),
     )

@@ -1,0 +1,55 @@
+"""The tuner seam: rows of prompt and label in, an adapter on disk out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from frugalrec.types import Adapter
+
+if TYPE_CHECKING:
+    from frugalrec.llm.local import LocalLM
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRow:
+    """One yes/no question with its answer."""
+
+    prompt: str
+    """The whole prompt, written by the function that also writes prompts at inference."""
+    label: bool
+    """True where the right answer is Yes."""
+    group: int = 0
+    """Rows with the same group are one user's: they share their prefix and are trained together."""
+
+
+class Tuner(ABC):
+    """Tunes a local language model; the base model itself is left as it was."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def tune(
+        self,
+        base: LocalLM,
+        rows: Sequence[TrainingRow],
+        validation: Sequence[TrainingRow] | None,
+        out: Path,
+        *,
+        progress: Progress | None = None,
+    ) -> Adapter:
+        """Tune on `rows` and write the adapter to `out`.
+
+        Args:
+            base: The model to tune; not modified.
+            rows: The training rows.
+            validation: Rows that choose among the epochs, or None for the last epoch.
+            out: A folder; a killed call with the same arguments goes on where it was.
+            progress: Is told of the steps.
+        """
