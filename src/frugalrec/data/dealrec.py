@@ -14,6 +14,7 @@ from frugalrec.data.columns import Frames, ReadOptions
 from frugalrec.data.dataset import FOLD, ITEM, TITLE, USER
 from frugalrec.data.formats import beside, items_table, sequences
 from frugalrec.data.npy_dicts import load_lists, load_object
+from frugalrec.data.tables import blank_to_null
 from frugalrec.errors import DataError
 
 TEXT_FILES = ("sequential_train.txt", "sequential_valid.txt", "sequential_test.txt")
@@ -63,7 +64,5 @@ def _titles(path: Path) -> pl.DataFrame:
     titles = maps.get("seqid2title") if isinstance(maps, dict) else None
     if not isinstance(titles, dict) or not all(isinstance(title, str) for title in titles.values()):
         raise DataError(f"{path}: expected a dictionary with 'seqid2title', a title for each item number.")
-    return pl.DataFrame(
-        {ITEM: [str(item) for item in titles], TITLE: list(titles.values())},
-        schema={ITEM: pl.String, TITLE: pl.String},
-    )
+    columns = {ITEM: [str(item) for item in titles], TITLE: list(titles.values())}
+    return blank_to_null(pl.DataFrame(columns, schema={ITEM: pl.String, TITLE: pl.String}))
