@@ -1,0 +1,240 @@
+"""Log-probabilities out of a causal or an encoder-decoder network, in token-budget batches.
+
+A `Query` names positions of one prompt and the tokens whose log-probability is wanted there. Only
+the hidden states of these positions reach the output layer: with a small model and a large
+vocabulary that layer would else cost as much as many of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from frugalrec.ledger import Usage
+from frugalrec.llm import prefix
+from frugalrec.llm.batching import token_batches
+from frugalrec.types import FloatArray, LongArray
+
+MAX_ROW = 2048
+"""The longest packed row that is built on purpose; its attention costs grow with the square."""
+MASK_BUDGET = 1 << 26
+"""Entries of a dense attention mask (256 MB in float32)."""
+LOGITS_PER_TOKEN = 1 << 15
+"""Logits that weigh as much as one token in a batch's budget: 8192 tokens allow 1 GB of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """One prompt, where to read in it, and what to read there."""
+
+    tokens: tuple[int, ...]
+    """Token ids of the whole text (a causal network) or of the encoder's text."""
+    positions: tuple[int, ...]
+    """Read the distribution of the token after each of these positions (of `tokens`, or of `decoder`)."""
+    targets: LongArray
+    """Token ids, (n_positions, n_targets)."""
+    decoder: tuple[int, ...] = ()
+    """Token ids that an encoder-decoder network's decoder is given."""
+
+
+@contextmanager
+def gathered_logits(network: Any, rows: Sequence[int], columns: Sequence[int]) -> Iterator[None]:
+    """Let the network compute logits, (1, n, vocabulary), at n places of its (row, column) grid only."""
+    where = (torch.as_tensor(rows), torch.as_tensor(columns))
+
+    def gather(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0][where[0].to(inputs[0].device), where[1].to(inputs[0].device)][None], *inputs[1:])
+
+    handle = network.get_output_embeddings().register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class CausalScorer:
+    """Scores queries with a decoder-only network; shared prefixes are computed once where that is exact."""
+
+    def __init__(self, network: Any, *, pad: int, max_batch_tokens: int, share_prefix: bool = True) -> None:
+        self.network = network
+        self.pad = pad
+        self.max_batch_tokens = max_batch_tokens
+        self.share_prefix = share_prefix
+        self._exact: bool | None = None
+
+    def score(self, groups: Sequence[Sequence[Query]]) -> tuple[list[list[FloatArray]], Usage]:
+        """Return, per group and query, log-probabilities (n_positions, n_targets), and the tokens used."""
+        rows: list[tuple[int, prefix.Row]] = []
+        for g, group in enumerate(groups):
+            prompts = [query.tokens for query in group]
+            rows += [(g, row) for row in self._pack(prompts)]
+        vocabulary = self.network.get_output_embeddings().weight.shape[0]
+        weights = []
+        for g, row in rows:
+            reads = sum(len(groups[g][m].positions) for m in row.members)
+            weights.append(max(row.length, -(-reads * vocabulary // LOGITS_PER_TOKEN)))
+        results: list[list[FloatArray]] = [[np.empty(0, np.float32)] * len(group) for group in groups]
+        for batch in token_batches(weights, self.max_batch_tokens, quadratic=MASK_BUDGET):
+            self._score_batch([rows[b] for b in batch], groups, results)
+        computed = sum(row.length for _, row in rows)
+        asked = sum(len(query.tokens) for group in groups for query in group)
+        calls = sum(map(len, groups))
+        return results, Usage(tokens_in=computed, tokens_cached=asked - computed, llm_calls=calls)
+
+    def _pack(self, prompts: Sequence[Sequence[int]]) -> list[prefix.Row]:
+        plain = [prefix.Row(prefix=(), suffixes=(tuple(p),), members=(i,)) for i, p in enumerate(prompts)]
+        if len(prompts) < 2 or not self.share_prefix or max(map(len, prompts)) > self._window():
+            return plain
+        return prefix.pack(prompts, max_row=MAX_ROW) if self.shares_exactly() else plain
+
+    def _window(self) -> float:
+        """Return how many tokens every layer attends to; a tree mask is right up to there."""
+        config = self.network.config.get_text_config()
+        limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return min([limit for limit in limits if limit], default=float("inf"))
+
+    def _score_batch(
+        self,
+        rows: Sequence[tuple[int, prefix.Row]],
+        groups: Sequence[Sequence[Query]],
+        results: list[list[FloatArray]],
+    ) -> None:
+        where: list[tuple[int, int]] = []
+        wanted: list[LongArray] = []
+        for r, (g, row) in enumerate(rows):
+            for s, member in enumerate(row.members):
+                query = groups[g][member]
+                where += [(r, column) for column in row.columns(s, query.positions)]
+                wanted.append(query.targets)
+        inputs = self._inputs([row for _, row in rows])
+        with gathered_logits(self.network, [r for r, _ in where], [c for _, c in where]):
+            logits = self.network(**inputs, use_cache=False).logits[0]
+        values = pick(logits, wanted)
+        places = [(g, member) for g, row in rows for member in row.members]
+        for (g, member), value in zip(places, values, strict=True):
+            results[g][member] = value
+
+    def _inputs(self, rows: Sequence[prefix.Row]) -> dict[str, torch.Tensor]:
+        device, dtype = self.network.device, self.network.dtype
+        if all(len(row.suffixes) == 1 for row in rows):
+            lengths = torch.tensor([row.length for row in rows])
+            width = int(lengths.max())
+            ids = torch.full((len(rows), width), self.pad)
+            for r, row in enumerate(rows):
+                ids[r, : row.length] = torch.tensor(row.prefix + row.suffixes[0])
+            mask = torch.arange(width)[None] < lengths[:, None]
+            return {"input_ids": ids.to(device), "attention_mask": mask.long().to(device)}
+        tokens, positions, sees = prefix.layout(rows, self.pad)
+        return {
+            "input_ids": torch.from_numpy(tokens).to(device),
+            "position_ids": torch.from_numpy(positions).to(device),
+            "attention_mask": prefix.additive_mask(sees, dtype, device),
+        }
+
+    def shares_exactly(self) -> bool:
+        """Try a tiny tree once: networks whose layers ignore masks or positions are found out here."""
+        if self._exact is None:
+            self._exact = self._try_tree()
+        return self._exact
+
+    def _try_tree(self) -> bool:
+        prompts = [[5, 9, 3, 7, 11, 4, 8, 6], [5, 9, 3, 7, 11, 10, 12, 3, 2]]
+        rows = prefix.pack(prompts, max_row=64)
+        try:
+            with torch.no_grad():
+                tree = self.network(**self._inputs(rows), use_cache=False).logits[0].float()
+                whole = [
+                    self.network(torch.tensor([p]).to(tree.device)).logits[0, -1].float() for p in prompts
+                ]
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, IndexError):
+            return False
+        tolerance = 1e-3 if self.network.dtype == torch.float32 else 0.1
+        ends = [rows[0].columns(s, [len(p) - 1])[0] for s, p in enumerate(prompts)]
+        errors = [float((tree[e] - w).abs().mean() / w.std()) for e, w in zip(ends, whole, strict=True)]
+        return max(errors) <= tolerance
+
+
+class Seq2SeqScorer:
+    """Scores queries with an encoder-decoder network; each distinct encoder text is read once a group."""
+
+    def __init__(self, network: Any, *, pad: int, max_batch_tokens: int) -> None:
+        self.network = network
+        self.pad = pad
+        self.max_batch_tokens = max_batch_tokens
+
+    def score(self, groups: Sequence[Sequence[Query]]) -> tuple[list[list[FloatArray]], Usage]:
+        """Return, per group and query, log-probabilities (n_positions, n_targets), and the tokens used."""
+        texts: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+        for g, group in enumerate(groups):
+            for q, query in enumerate(group):
+                texts.setdefault(query.tokens, []).append((g, q))
+        keys = list(texts)
+        weights = [len(key) + sum(len(groups[g][q].decoder) for g, q in texts[key]) for key in keys]
+        results: list[list[FloatArray]] = [[np.empty(0, np.float32)] * len(group) for group in groups]
+        for batch in token_batches(weights, self.max_batch_tokens):
+            self._score_batch([(keys[b], texts[keys[b]]) for b in batch], groups, results)
+        asked = sum(len(query.tokens) for group in groups for query in group)
+        read = sum(map(len, keys))
+        decoded = sum(len(query.decoder) for group in groups for query in group)
+        calls = sum(map(len, groups))
+        return results, Usage(tokens_in=read + decoded, tokens_cached=asked - read, llm_calls=calls)
+
+    def _score_batch(
+        self,
+        batch: Sequence[tuple[tuple[int, ...], list[tuple[int, int]]]],
+        groups: Sequence[Sequence[Query]],
+        results: list[list[FloatArray]],
+    ) -> None:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        device = self.network.device
+        ids, mask = self._padded([key for key, _ in batch])
+        states = self.network.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        owner = torch.tensor([row for row, (_, places) in enumerate(batch) for _ in places], device=device)
+        places = [place for _, found in batch for place in found]
+        queries = [groups[g][q] for g, q in places]
+        decoder, _ = self._padded([query.decoder for query in queries])
+        where = [(row, position) for row, query in enumerate(queries) for position in query.positions]
+        with gathered_logits(self.network, [r for r, _ in where], [c for _, c in where]):
+            logits = self.network(
+                encoder_outputs=BaseModelOutput(last_hidden_state=states[owner]),
+                attention_mask=mask[owner],
+                decoder_input_ids=decoder,
+                use_cache=False,
+            ).logits[0]
+        for (g, q), value in zip(places, pick(logits, [query.targets for query in queries]), strict=True):
+            results[g][q] = value
+
+    def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(map(len, sequences))
+        ids = torch.full((len(sequences), width), self.pad)
+        mask = torch.zeros((len(sequences), width), dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+            mask[row, : len(sequence)] = 1
+        return ids.to(self.network.device), mask.to(self.network.device)
+
+
+def pick(logits: torch.Tensor, wanted: Sequence[LongArray]) -> list[FloatArray]:
+    """Return log-softmax values of the wanted tokens; row i of the stacked `wanted` reads logits row i.
+
+    Args:
+        logits: Unnormalised scores, (n, vocabulary), in the network's type; summed in float32.
+        wanted: Token ids, each (n_positions, n_targets), positions adding up to n.
+    """
+    logits = logits.float()
+    normaliser = torch.logsumexp(logits, dim=-1).cpu().numpy()
+    values = []
+    start = 0
+    for targets in wanted:
+        stop = start + targets.shape[0]
+        columns = torch.from_numpy(targets).to(logits.device)
+        raw = torch.gather(logits[start:stop], 1, columns).cpu().numpy()
+        values.append((raw - normaliser[start:stop, None]).astype(np.float32))
+        start = stop
+    return values
