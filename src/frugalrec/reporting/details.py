@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from frugalrec.reporting import words
@@ -61,7 +62,7 @@ def tuning_facts(report: Report) -> list[tuple[str, str]]:
     pairs = [
         ("Base model", words.clean(facts.get("base", words.DASH))),
         ("Samples", words.count(facts.get("samples"))),
-        ("Epochs", words.short(facts.get("epochs"))),
+        ("Epochs", words.plain(facts.get("epochs"))),
         ("Samples per second", words.short(facts.get("samples_per_s"))),
         ("Adapter SHA-256", words.clean(facts.get("adapter_sha256", words.DASH))),
     ]
@@ -173,9 +174,9 @@ def stage_table(report: Report) -> Table | None:
 
 def pairs_table(key: str, caption: str, titles: tuple[str, str], pairs: Sequence[Sequence[float]]) -> Table:
     """Return two columns of numbers, such as a loss curve."""
-    columns = (Column(title=titles[0]), Column(title=titles[1]))
+    columns = (Column(title=titles[0], numeric=False), Column(title=titles[1]))
     rows = tuple(
-        Row(cells=(Cell(text=words.short(x), sort=x), Cell(text=words.fixed(y), sort=y))) for x, y in pairs
+        Row(cells=(Cell(text=words.plain(x), sort=x), Cell(text=words.fixed(y), sort=y))) for x, y in pairs
     )
     return Table(key=key, caption=caption, columns=columns, rows=rows)
 
@@ -189,15 +190,17 @@ def weight_table(report: Report) -> Table | None:
     chosen = weights.get("chosen")
     table = pairs_table(
         "weights",
-        f"Weights tried on validation users. {words.short(chosen)} was chosen; test users played no part.",
+        f"Weights tried on validation users. {words.plain(chosen)} was chosen; test users played no part.",
         ("Weight", f"{metric}, validation"),
         weights["grid"],
     )
-    rows = tuple(
-        Row(cells=row.cells, mark="chosen" if pair[0] == chosen else "")
-        for row, pair in zip(table.rows, weights["grid"], strict=True)
-    )
-    return Table(key=table.key, caption=table.caption, columns=table.columns, rows=rows)
+    rows = []
+    for (weight, _), row in zip(weights["grid"], table.rows, strict=True):
+        if weight == chosen:
+            first = replace(row.cells[0], note="chosen")
+            row = replace(row, cells=(first, *row.cells[1:]), mark="chosen")
+        rows.append(row)
+    return replace(table, rows=tuple(rows))
 
 
 def length_table(report: Report) -> Table | None:
@@ -206,10 +209,11 @@ def length_table(report: Report) -> Table | None:
     if not lengths:
         return None
     edges = lengths["edges"]
-    columns = (Column(title="History length"), Column(title="All samples"), Column(title="Kept samples"))
+    titles = ("All samples", "Kept samples")
+    columns = (Column(title="History length", numeric=False), *(Column(title=title) for title in titles))
     rows = []
     for i, (everything, kept) in enumerate(zip(lengths["all"], lengths["kept"], strict=True)):
-        span = f"{words.short(edges[i])} to {words.short(edges[i + 1])}"
+        span = f"{words.plain(edges[i])} to {words.plain(edges[i + 1])}"
         rows.append(Row(cells=(Cell(text=span, sort=edges[i]), _count_cell(everything), _count_cell(kept))))
     caption = "Samples by history length; a span leaves out its upper end."
     return Table(key="lengths", caption=caption, columns=columns, rows=tuple(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,11 @@ class Box:
     def touches(self, other: Box) -> bool:
         """Return whether both rectangles share more than an edge."""
         return self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
+
+    def distance(self, point: tuple[float, float]) -> float:
+        """Return how far `point` is from this rectangle; 0 inside it."""
+        x, y = point
+        return math.hypot(max(self.x0 - x, 0.0, x - self.x1), max(self.y0 - y, 0.0, y - self.y1))
 
     def inside(self, other: Box) -> bool:
         """Return whether this rectangle lies within `other`."""
@@ -47,7 +53,12 @@ def place(
     taken = list(obstacles)
     placed: list[Box | None] = []
     for anchor, size in zip(anchors, sizes, strict=True):
-        free = next((box for box in _around(anchor, size) if _is_free(box, taken, frame)), None)
+        boxes = [box for box in _around(anchor, size) if _is_free(box, taken, frame)]
+        # A label that is nearer to another mark would be read as that mark's name.
+        clear = [
+            box for box in boxes if all(box.distance(anchor) <= box.distance(other) for other in anchors)
+        ]
+        free = next(iter(clear or boxes), None)
         placed.append(free)
         if free is not None:
             taken.append(free)

@@ -63,12 +63,7 @@ def _table(table: Table | None) -> str:
         return ""
     heads = [_text(column.title) for column in table.columns]
     rules = ["---:" if column.numeric else "---" for column in table.columns]
-    marks = {"chosen": " (chosen)"}
-    rows = []
-    for row in table.rows:
-        cells = [_cell(cell) for cell in row.cells]
-        cells[0] += marks.get(row.mark, "")
-        rows.append(cells)
+    rows = [[_cell(cell) for cell in row.cells] for row in table.rows]
     lines = [heads, rules, *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_text(table.caption)}"
 

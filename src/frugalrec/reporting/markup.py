@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 
 from frugalrec.reporting.document import Difference, Report
@@ -23,6 +24,11 @@ _HALF = 60.0
 def escape(text: object) -> str:
     """Return `text` as inert HTML on one line."""
     return html.escape(clean(text), quote=True)
+
+
+def prose(text: object) -> str:
+    """Return `text` as `escape` does, with numbers and their units kept on one line."""
+    return re.sub(r"(?<=\d) (?=(?:%|ms|s|min|h|USD|EUR)(?!\w))", "\u00a0", escape(text))
 
 
 def kind_mark(kind: str) -> str:
@@ -76,35 +82,34 @@ def draw_table(table: Table, *, scale: float = 0.0, sortable: bool = False) -> s
         scale: The difference at the end of the interval drawings; 0 draws none.
         sortable: Whether the page's script may let the reader sort.
     """
-    drawn = {
-        i
-        for i in range(len(table.columns))
-        if scale and any(row.cells[i].whisker is not None for row in table.rows)
-    }
     heads = "".join(_head(column) for column in table.columns)
-    body = "\n".join(_row(table, row, scale if drawn else 0.0) for row in table.rows)
-    css = " ".join(
-        name for name, wanted in (("sortable", sortable), ("full", len(table.columns) > 4)) if wanted
-    )
+    body = "\n".join(_row(table, row, scale) for row in table.rows)
+    css = _classes(sortable=sortable, full=len(table.columns) > 5)
     return (
         f'<div class="scroll" role="region" aria-label="{escape(table.caption)}" tabindex="0">'
-        f'<table id="{table.key}-table" class="{css}"><caption><span>{escape(table.caption)}</span></caption>'
+        f'<table id="{table.key}-table"{css} aria-describedby="{table.key}-caption">'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+        f'<p class="caption" id="{table.key}-caption">{prose(table.caption)}</p>'
     )
+
+
+def _classes(**wanted: bool) -> str:
+    """Return the class attribute with the names that are true, or nothing."""
+    names = " ".join(name for name, is_wanted in wanted.items() if is_wanted)
+    return f' class="{names}"' if names else ""
 
 
 def _head(column: Column) -> str:
     hint = f' title="{escape(column.hint)}"' if column.hint else ""
-    css = ' class="number"' if column.numeric else ""
-    return f'<th scope="col"{css}{hint}>{escape(column.title)}</th>'
+    return f'<th scope="col"{_classes(number=column.numeric)}{hint}>{escape(column.title)}</th>'
 
 
 def _row(table: Table, row: Row, scale: float) -> str:
     cells = [_first(row)]
     for column, cell in zip(table.columns[1:], row.cells[1:], strict=True):
-        css = " ".join(name for name, wanted in (("number", column.numeric), ("best", cell.best)) if wanted)
-        inside = _inside(cell) + _whisker(cell.whisker, scale, row.kind)
-        cells.append(f"<td{f' class={css!r}' if css else ''}{_sort(cell)}>{inside}</td>".replace("'", '"'))
+        css = _classes(number=column.numeric, best=cell.best, zero=cell.text == "0")
+        inside = _whisker(cell.whisker, scale, row.kind) + _inside(cell)
+        cells.append(f"<td{css}{_sort(cell)}>{inside}</td>")
     css = f' class="{row.mark}"' if row.mark else ""
     return f"<tr{css}>{''.join(cells)}</tr>"
 

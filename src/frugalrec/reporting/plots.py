@@ -1,4 +1,4 @@
-"""The report's drawings: quality against cost, activity groups, loss, histories, cost by stage.
+"""The report's smaller drawings: activity groups, training loss, history lengths, cost by stage.
 
 Every drawing exists twice, wide and narrow, so that its text stays readable on a phone, and every drawing
 has a table with the same numbers. Kinds of arms differ in marker as well as in colour.
@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING
 
 from frugalrec.reporting import words
 from frugalrec.reporting.document import Arm, Interval, Report
-from frugalrec.reporting.judge import LLM_KINDS, best_arm, primary
-from frugalrec.reporting.labels import Box, place, spread
+from frugalrec.reporting.judge import LLM_KINDS, best_arm
+from frugalrec.reporting.labels import spread
 from frugalrec.reporting.svg import COLOURS, blank, inline, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Text
 
 MARKERS = {"cheap": "o", "llm": "s", "fusion": "D", "control": "X"}
 _LINES = {"cheap": "-", "llm": (0, (5, 1.5)), "fusion": "-", "control": (0, (1, 1.2))}
-_WIDE, _NARROW = 760, 340
-_FEWEST_MS = 1e-3
+_WIDE, _HALF, _NARROW = 760, 540, 340
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,37 +36,6 @@ class Plot:
     """An ``<svg>`` element for screens of 700 px and more, and for print."""
     narrow: str
     """An ``<svg>`` element for phones."""
-
-
-def quality_cost(report: Report) -> Plot | None:
-    """Draw the primary metric with its interval against milliseconds per user, on a log scale."""
-    arms = [arm for arm in report.arms if _can_place(report, arm)]
-    if not arms:
-        return None
-    name = words.metric_name(report.primary)
-    description = (
-        f"{len(arms)} arms: {name} with its interval upwards, milliseconds per user to the right. "
-        f"The stepped line joins the arms that beat every cheaper one."
-    )
-
-    def draw(width: int, height: int) -> Figure:
-        figure, axes = blank(width, height)
-        axes.set_xscale("log")
-        frontier = _frontier(report, arms)
-        if len(frontier) > 1:
-            xs, ys = [_ms(arm) for arm in frontier], [_value(report, arm).mean for arm in frontier]
-            axes.plot(xs, ys, drawstyle="steps-post", color=COLOURS["muted"], linewidth=0.9, zorder=1)
-        for arm in arms:
-            _draw_arm(axes, report, arm)
-        axes.margins(x=0.16 if width < 500 else 0.1, y=0.1)
-        axes.set_xlabel("Milliseconds per user, log scale")
-        axes.set_title(name, loc="left", fontsize=11, color=COLOURS["muted"])
-        axes.xaxis.set_major_formatter(lambda value, _: words.short(value))
-        axes.minorticks_off()
-        _label_arms(figure, axes, report, arms)
-        return figure
-
-    return _both("quality-cost", f"{name} against cost", description, draw, (430, 440))
 
 
 def deciles(report: Report) -> Plot | None:
@@ -96,7 +63,7 @@ def deciles(report: Report) -> Plot | None:
             )
             means = [v.mean for v in row]
             axes.plot(
-                xs, means, color=colour, linestyle=_LINES[arm.kind], marker=MARKERS[arm.kind], markersize=4.5
+                xs, means, color=colour, linestyle=_LINES[arm.kind], marker=MARKERS[arm.kind], markersize=5.5
             )
         narrow = width < 500
         axes.set_xticks(xs, [words.clean(label) for label in table.labels], fontsize=8.5 if narrow else 10)
@@ -107,7 +74,7 @@ def deciles(report: Report) -> Plot | None:
         _label_ends(figure, axes, [(arm.label, table.arms[arm.name]) for arm in shown], inside=narrow)
         return figure
 
-    return _both("deciles-plot", f"{name} by activity", description, draw, (340, 380))
+    return both("deciles-plot", f"{name} by activity", description, draw, (340, 380))
 
 
 def loss(report: Report) -> Plot | None:
@@ -116,7 +83,7 @@ def loss(report: Report) -> Plot | None:
     if len(curve) < 2:
         return None
     first, last = words.fixed(curve[0][1], 3), words.fixed(curve[-1][1], 3)
-    description = f"Training loss goes from {first} to {last} over {words.short(curve[-1][0])} steps."
+    description = f"Training loss goes from {first} to {last} over {words.plain(curve[-1][0])} steps."
 
     def draw(width: int, height: int) -> Figure:
         figure, axes = blank(width, height)
@@ -127,7 +94,7 @@ def loss(report: Report) -> Plot | None:
         axes.set_title("Training loss", loc="left", fontsize=11, color=COLOURS["muted"])
         return figure
 
-    return _both("loss-plot", "Training loss", description, draw, (220, 220))
+    return both("loss-plot", "Training loss", description, draw, (220, 220), wide=_HALF)
 
 
 def lengths(report: Report) -> Plot | None:
@@ -147,17 +114,21 @@ def lengths(report: Report) -> Plot | None:
         left, right = [x - 0.21 for x in xs], [x + 0.21 for x in xs]
         axes.bar(left, shares[0], 0.38, facecolor="none", edgecolor=COLOURS["control"], label="all samples")
         axes.bar(right, shares[1], 0.38, color=COLOURS["llm"], edgecolor=COLOURS["llm"], label="kept samples")
-        spans = [
-            f"{words.short(a)}–{words.short(b - 1)}" if b - a > 1 else words.short(a)
-            for a, b in _pairs(edges)
-        ]
+        spans = [_span(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
         axes.set_xticks(xs, spans)
         axes.set_xlabel("History length")
         axes.set_title("Share of samples, %", loc="left", fontsize=11, color=COLOURS["muted"])
         axes.legend(frameon=False, fontsize=10)
         return figure
 
-    return _both("lengths-plot", "History lengths of kept and of all samples", description, draw, (260, 260))
+    return both(
+        "lengths-plot",
+        "History lengths of kept and of all samples",
+        description,
+        draw,
+        (260, 260),
+        wide=_HALF,
+    )
 
 
 def stages(report: Report) -> Plot | None:
@@ -188,109 +159,25 @@ def stages(report: Report) -> Plot | None:
         return figure
 
     height = 40 + 30 * len(report.stages)
-    return _both("stages-plot", "Wall time by stage", description, draw, (height, height))
+    return both("stages-plot", "Wall time by stage", description, draw, (height, height), wide=_HALF)
 
 
-def _both(
-    key: str, title: str, description: str, draw: Callable[[int, int], Figure], heights: tuple[int, int]
+def both(
+    key: str,
+    title: str,
+    description: str,
+    draw: Callable[[int, int], Figure],
+    heights: tuple[int, int],
+    *,
+    wide: int = _WIDE,
 ) -> Plot:
-    """Draw in both widths."""
+    """Draw in both widths; `heights` belong to the wide and the narrow drawing."""
     drawings = []
-    for css, width, height in (("wide", _WIDE, heights[0]), ("narrow", _NARROW, heights[1])):
+    for css, width, height in (("wide", wide, heights[0]), ("narrow", _NARROW, heights[1])):
         with style():
             figure = draw(width, height)
             drawings.append(inline(figure, key=f"{key}-{css}", title=title, description=description, css=css))
     return Plot(key=key, title=title, description=description, wide=drawings[0], narrow=drawings[1])
-
-
-def _value(report: Report, arm: Arm) -> Interval:
-    return arm.metrics[report.primary]
-
-
-def _ms(arm: Arm) -> float:
-    """Return the arm's milliseconds per user; a log scale has no room for less than a microsecond."""
-    return max(arm.cost.ms_per_user or 0.0, _FEWEST_MS)
-
-
-def _can_place(report: Report, arm: Arm) -> bool:
-    return words.defined(primary(report, arm)) and words.defined(arm.cost.ms_per_user)
-
-
-def _frontier(report: Report, arms: Sequence[Arm]) -> list[Arm]:
-    """Return the arms that beat every cheaper arm, cheapest first; oracles do not count."""
-    best: list[Arm] = []
-    for arm in sorted(arms, key=lambda arm: (_ms(arm), -_value(report, arm).mean)):
-        if not arm.oracle and (not best or _value(report, arm).mean > _value(report, best[-1]).mean):
-            best.append(arm)
-    return best
-
-
-def _draw_arm(axes: Axes, report: Report, arm: Arm) -> None:
-    value, colour = _value(report, arm), COLOURS[arm.kind]
-    if value.known:
-        axes.plot([_ms(arm)] * 2, [value.low, value.high], color=colour, linewidth=1.4, zorder=2)
-    hollow = arm.oracle
-    axes.plot(
-        [_ms(arm)],
-        [value.mean],
-        marker=MARKERS[arm.kind],
-        markersize=7.5 if arm.kind != "fusion" else 7,
-        markerfacecolor=COLOURS["paper"] if hollow else colour,
-        markeredgecolor=colour,
-        linestyle="none",
-        zorder=3,
-    )
-
-
-def _label_arms(figure: Figure, axes: Axes, report: Report, arms: Sequence[Arm]) -> None:
-    """Write each arm's name beside its mark; what finds no free place stays with the table alone."""
-    figure.draw_without_rendering()  # fixes the layout, so that pixels are known
-    figure.set_layout_engine("none")
-    rank = {"fusion": 1, "llm": 2, "cheap": 3, "control": 4}
-    order = sorted(arms, key=lambda a: (a.name != report.reference, rank[a.kind], -_value(report, a).mean))
-    points = [axes.transData.transform((_ms(arm), _value(report, arm).mean)) for arm in order]
-    anchors = [(float(x), float(y)) for x, y in points]
-    obstacles = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in anchors]
-    for arm, (x, _) in zip(order, anchors, strict=True):
-        value = _value(report, arm)
-        if value.known:
-            ends = [float(axes.transData.transform((_ms(arm), end))[1]) for end in (value.low, value.high)]
-            obstacles.append(Box(x - 2, ends[0], x + 2, ends[1]))
-    names = [_name(report, arm) for arm in order]
-    texts = [axes.text(0, 0, name, fontsize=10.5, transform=None, va="bottom", zorder=4) for name in names]
-    sizes = [_size(text) for text in texts]
-    area = axes.get_window_extent()
-    frame = Box(area.x0 - 30, area.y0, min(area.x1 + 30, figure.bbox.x1), area.y1)
-    for text, box, anchor in zip(texts, place(anchors, sizes, obstacles, frame), anchors, strict=True):
-        if box is None:
-            text.remove()
-            continue
-        text.set_position((box.x0, box.y0))
-        _leader(axes, anchor, box)
-
-
-def _name(report: Report, arm: Arm) -> str:
-    role = " (reference)" if arm.name == report.reference else " (oracle)" if arm.oracle else ""
-    return words.clean(arm.label) + role
-
-
-def _leader(axes: Axes, anchor: tuple[float, float], box: Box) -> None:
-    """Draw a thin line from a mark to a label that had to move away."""
-    near = (min(max(anchor[0], box.x0), box.x1), min(max(anchor[1], box.y0), box.y1))
-    if abs(near[0] - anchor[0]) + abs(near[1] - anchor[1]) > 15:
-        axes.plot(
-            [anchor[0], near[0]],
-            [anchor[1], near[1]],
-            transform=None,
-            color=COLOURS["muted"],
-            linewidth=0.6,
-            zorder=1,
-        )
-
-
-def _size(text: Text) -> tuple[float, float]:
-    extent = text.get_window_extent()
-    return float(extent.width) + 2, float(extent.height)
 
 
 def _label_ends(
@@ -306,11 +193,10 @@ def _label_ends(
     figure.draw_without_rendering()
     pixels = [float(axes.transData.transform((0, end))[1]) for end in ends]
     last = len(rows[0][1]) - 1
-    for (name, _), at, wanted in zip(rows, spread(pixels, 15.0), pixels, strict=True):
+    for (name, _), line, at, wanted in zip(rows, axes.get_lines(), spread(pixels, 15.0), pixels, strict=True):
         end = axes.transData.inverted().transform((0, wanted))[1]
-        axes.annotate(
-            words.clean(name), (last, end), (10, at - wanted), textcoords="offset points", va="center"
-        )
+        text = axes.annotate(words.clean(name), (last, end), (10, at - wanted), textcoords="offset points")
+        text.set(va="center", color=line.get_color())
 
 
 def _chosen_for_lines(report: Report) -> list[Arm]:
@@ -329,5 +215,6 @@ def _in_deciles(report: Report) -> Report:
     return replace(report, arms=arms, warmth=())
 
 
-def _pairs(edges: Sequence[float]) -> list[tuple[float, float]]:
-    return list(zip(edges[:-1], edges[1:], strict=True))
+def _span(start: float, end: float) -> str:
+    """Return the whole numbers from `start` up to, but not including, `end`."""
+    return f"{words.plain(start)}–{words.plain(end - 1)}" if end - start > 1 else words.plain(start)

@@ -6,6 +6,7 @@ import html
 
 from frugalrec.reporting import details, plots, words
 from frugalrec.reporting.document import Report
+from frugalrec.reporting.frontier import quality_cost
 from frugalrec.reporting.judge import verdict
 from frugalrec.reporting.markup import (
     draw_table,
@@ -14,6 +15,7 @@ from frugalrec.reporting.markup import (
     figure,
     folded,
     kind_mark,
+    prose,
     whisker_scale,
 )
 from frugalrec.reporting.tables import Table, quality_table, ranked
@@ -47,7 +49,7 @@ def headline(report: Report) -> str:
         for title, value, beside in details.key_figures(report)
     )
     strip = f'<dl class="figures">{figures}</dl>' if figures else ""
-    rest = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences[1:])
+    rest = "".join(f"<p>{prose(sentence)}</p>" for sentence in sentences[1:])
     opening = f'<section id="verdict" aria-label="Verdict"><p class="headline">{escape(first)}</p>'
     return f"{opening}{strip}{rest}</section>"
 
@@ -65,7 +67,7 @@ def quality(report: Report) -> str:
 
 def frontier(report: Report) -> str:
     """Return the drawing of quality against cost, with a key to its marks."""
-    plot = plots.quality_cost(report)
+    plot = quality_cost(report)
     if plot is None:
         return ""
     kinds = [kind for kind in plots.MARKERS if any(arm.kind == kind for arm in report.arms)]
@@ -77,9 +79,7 @@ def frontier(report: Report) -> str:
 def caveats(report: Report) -> str:
     """Return what limits the conclusions."""
     return (
-        "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in report.notes) + "</ul>"
-        if report.notes
-        else ""
+        "<ul>" + "".join(f"<li>{prose(note)}</li>" for note in report.notes) + "</ul>" if report.notes else ""
     )
 
 

@@ -170,5 +170,6 @@ def _cost_cells(arm: Arm, money: bool) -> list[Cell]:
 
 
 def _best(report: Report, metric: str) -> float | None:
-    found = [arm.metrics[metric].mean for arm in report.arms if metric in arm.metrics and not arm.oracle]
-    return max((value for value in found if words.defined(value)), default=None)
+    """Return the largest mean; figures without an interval, such as coverage, have no best."""
+    found = [arm.metrics[metric] for arm in report.arms if metric in arm.metrics and not arm.oracle]
+    return max((interval.mean for interval in found if interval.known), default=None)

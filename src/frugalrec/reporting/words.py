@@ -56,6 +56,11 @@ def short(value: float | None) -> str:
     return f"{sign}{size:,.0f}"
 
 
+def plain(value: float | None) -> str:
+    """Return a setting as it was given, such as ``3``, ``0.3`` or ``1,000``."""
+    return f"{value:,.6g}".replace("-", "−") if value is not None and math.isfinite(value) else DASH
+
+
 def count(value: float | None) -> str:
     """Return a whole number with commas."""
     return f"{value:,.0f}" if value is not None and math.isfinite(value) else DASH
