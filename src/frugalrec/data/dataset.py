@@ -94,7 +94,8 @@ class Dataset:
     def matrix(self) -> sp.csr_array:
         """Return the binary user-item matrix, (n_users, n_items), float32; repeats count once."""
         ones = np.ones(self.n, dtype=np.float32)
-        matrix = sp.csr_array((ones, self.items, self.indptr), shape=(self.n_users, self.n_items))
+        # A copy, for sum_duplicates works in place and would rewrite this data set's row pointers.
+        matrix = sp.csr_array((ones, self.items, self.indptr), shape=(self.n_users, self.n_items), copy=True)
         matrix.sum_duplicates()
         matrix.data[:] = 1.0
         return matrix

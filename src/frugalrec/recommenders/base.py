@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from frugalrec.data.dataset import Dataset
-from frugalrec.errors import ConfigError, DataError, NotFittedError
+from frugalrec.errors import ConfigError, DataError, NotFittedError, StorageError
 from frugalrec.types import PAD, BoolArray, FloatArray, IntArray, Ranking
 
 Seen = Literal["exclude", "include"]
@@ -45,8 +47,14 @@ class Recommender(ABC):
         """
         if train.n == 0:
             raise DataError(f"{self.name}: the training data are empty; nothing can be learned.")
+        if valid is not None:
+            self._same_vocabularies(valid, train, "valid")
         self.fitted_on = train
-        self._fit(train, valid)
+        try:
+            self._fit(train, valid)
+        except BaseException:
+            self.fitted_on = None  # a fit that failed must not leave an older one behind, half replaced
+            raise
         return self
 
     def score(self, users: NDArray[Any], histories: Dataset | None = None) -> FloatArray:
@@ -113,10 +121,16 @@ class Recommender(ABC):
 
     def load(self, folder: Path, train: Dataset) -> Self:
         """Restore what `save` wrote, for the same training data; options come from the constructor."""
-        with np.load(folder / "model.npz", allow_pickle=False) as arrays:
-            state = {key: arrays[key] for key in arrays.files}
-        self.fitted_on = train
+        path = folder / "model.npz"
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                state = {key: arrays[key] for key in arrays.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise StorageError(
+                f"{self.name}: {path} cannot be read ({error}); fit and save it again."
+            ) from None
         self._restore(state)
+        self.fitted_on = train
         return self
 
     def _state(self) -> dict[str, NDArray[Any]]:
@@ -132,11 +146,42 @@ class Recommender(ABC):
             raise NotFittedError(f"{self.name} is not fitted; call fit(train) first.")
         if histories is None:
             return self.fitted_on
-        if histories.item_ids is not self.fitted_on.item_ids and not np.array_equal(
-            histories.item_ids, self.fitted_on.item_ids
-        ):
-            raise DataError(f"{self.name}: histories use another item vocabulary than the training data.")
+        self._same_vocabularies(histories, self.fitted_on, "histories")
         return histories
+
+    def _same_vocabularies(self, other: Dataset, train: Dataset, role: str) -> None:
+        for kind, theirs, ours in (
+            ("item", other.item_ids, train.item_ids),
+            ("user", other.user_ids, train.user_ids),
+        ):
+            if theirs is not ours and not np.array_equal(theirs, ours):
+                raise DataError(
+                    f"{self.name}: {role} use another {kind} vocabulary than the training data. "
+                    f"Cut both out of one Dataset (with split or where), so that codes mean the same."
+                )
+
+
+def history_matrix(histories: Dataset, users: NDArray[Any]) -> sp.csr_array[Any, tuple[int, int]]:
+    """Return the binary rows of some users, (len(users), n_items) float32; repeats count once."""
+    codes = np.asarray(users, dtype=np.int64)
+    lengths = histories.lengths[codes]
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    positions = np.repeat(histories.indptr[codes] - indptr[:-1], lengths) + np.arange(indptr[-1])
+    ones = np.ones(positions.size, dtype=np.float32)
+    shape = (codes.size, histories.n_items)
+    matrix = sp.csr_array((ones, histories.items[positions], indptr), shape=shape)
+    matrix.sum_duplicates()
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def last_items(histories: Dataset, users: NDArray[Any]) -> IntArray:
+    """Return the latest item of some users, (len(users),); -1 for a user without history."""
+    codes = np.asarray(users, dtype=np.int64)
+    last = np.full(codes.size, PAD, dtype=np.int32)
+    known = histories.lengths[codes] > 0
+    last[known] = histories.items[histories.indptr[codes[known] + 1] - 1]
+    return last
 
 
 def top_k(scores: FloatArray, k: int, allowed: BoolArray | None = None) -> tuple[IntArray, FloatArray]:
