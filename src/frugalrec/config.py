@@ -105,8 +105,10 @@ class LLMConfig(Section):
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     candidates: int = Field(default=20, ge=2)
     """How many items of the cheap list are re-ranked."""
-    noun: str = "item"
-    """What one item is called in the prompt, such as film or game."""
+    noun: str = "auto"
+    """What one item is called in the prompt, such as film or game; `auto` guesses from the data."""
+    min_like: float | None = None
+    """With a number, history items rated at least so are shown as liked, the others as disliked."""
     zero_shot: bool = True
     """Also re-rank with the untuned model, for comparison."""
     weights: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -120,14 +122,14 @@ class AllocationConfig(Section):
 
     policy: str = "random"
     """`random`, `all`, `none` or `fewest-interactions`."""
-    budget_users: int = Field(default=150, ge=0)
+    budget_users: int = Field(default=300, ge=0)
     """At most so many test users are re-ranked by the LLM."""
 
 
 class EvaluationConfig(Section):
     """Metrics and intervals."""
 
-    metrics: tuple[str, ...] = ("ndcg@10", "recall@10", "hr@10", "mrr@10", "auc")
+    metrics: tuple[str, ...] = ("ndcg@10", "recall@10", "hit@10", "mrr@10")
     primary: str = "ndcg@10"
     """The metric that validation choices and the plots use."""
     resamples: int = Field(default=2000, ge=100)

@@ -73,6 +73,10 @@ class Meter:
         """Add tokens, calls or accelerator seconds reported by a model."""
         self.usage = self.usage + usage
 
+    def add_tokens(self, *, trained: int) -> None:
+        """Add tokens that passed through training."""
+        self.add(Usage(tokens_trained=trained))
+
 
 @contextmanager
 def measure() -> Iterator[Meter]:

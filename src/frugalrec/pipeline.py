@@ -44,12 +44,12 @@ def run_pipeline(
         if config.llm.model != "none":
             # selection: a few training samples; tuning: LoRA with yes/no scoring on them
             model = llm.open_model(config)
-            selection = llm.select_samples(run, config, prepared)
-            adapter = llm.tune(run, config, prepared, first, selection, model)
+            samples = llm.select_samples(run, config, prepared)
+            tuned = llm.tune(run, config, prepared, first, samples, model)
 
             # allocation: which test users get the LLM; grounding: re-rank their candidates
             allocation = llm.allocate_users(config, prepared)
-            served = llm.serve(run, config, prepared, first, selection, adapter, allocation, model)
+            served = llm.serve(run, config, prepared, first, samples, tuned, allocation, model)
 
         # evaluation: every arm and every control over the same users; reporting
         report = results.assemble(run, config, prepared, arms, first, served, command)

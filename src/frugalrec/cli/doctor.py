@@ -59,11 +59,11 @@ def _memory() -> dict[str, Any]:
 def _llm_rows() -> list[dict[str, Any]]:
     import torch
 
-    from frugalrec.llm import models
+    from frugalrec.llm.models import list_models
 
     name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none (CPU is fine)"
     rows = [_row("accelerator", True, name, "")]
-    for model in models.list_models():
+    for model in list_models():
         found = str(model["path"]) if model["fetched"] else "not fetched"
         remedy = f"frugalrec models get {model['name']}"
         rows.append(_row(model["name"], bool(model["fetched"]), found, remedy, required=False))

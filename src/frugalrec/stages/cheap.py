@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from frugalrec.config import RunConfig
 from frugalrec.data.dataset import Dataset
@@ -48,8 +48,7 @@ def fit_and_evaluate(run: Run, config: RunConfig, data: Prepared, name: str) -> 
     given = config.recommenders.options.get(name, {})
     section = config.recommenders.model_dump(include={"refit", "depth"})
     key = {
-        "data": data.stage.hash,
-        "split": config.data.model_dump(include={"split", "valid", "test"}),
+        "data": data.key,
         "name": name,
         "options": given,
         "metrics": config.evaluation.metrics,
@@ -80,10 +79,27 @@ def run_options(
     name: str, given: dict[str, Any], seed: int, checkpoint: Path | None = None, progress: Any = None
 ) -> dict[str, Any]:
     """Add the run's seed, checkpoint folder and progress to a model's options, where it takes them."""
-    accepted = inspect.signature(type(create(name)).__init__).parameters
+    accepted = vars(create(name))  # constructors only store, so attributes are options
     extra = {"seed": seed, "checkpoint": checkpoint, "progress": progress}
     usable = {key: value for key, value in extra.items() if key in accepted and value is not None}
     return {**usable, **given}
+
+
+def load_model(
+    path: Path, config: RunConfig, name: str, data: Dataset, fitted_on: Literal["train", "all"]
+) -> Recommender:
+    """Return a fitted model of a finished stage.
+
+    Args:
+        path: Folder of the model's stage.
+        config: The run's configuration.
+        name: Name of the model.
+        data: The data it was fitted on.
+        fitted_on: `train` for the model that validation saw, `all` for the one of the test.
+    """
+    options = run_options(name, config.recommenders.options.get(name, {}), config.seed)
+    folder = "model.train" if fitted_on == "train" and config.recommenders.refit else "model"
+    return create(name, **options).load(path / folder, data)
 
 
 def choose_first_stage(config: RunConfig, arms: list[CheapArm]) -> CheapArm:
@@ -110,6 +126,7 @@ def _build(folder: Path, name: str, options: dict[str, Any], split: Split, confi
     fit_s = timed_fit(model, split.train, split.valid)
     _rank(folder, model, split, "valid", config)
     if config.recommenders.refit:
+        model.save(folder / "model.train")
         # As a deployment would: everything known before the test, for the number of epochs that
         # validation chose.
         epochs = getattr(model, "best_epoch_", None)
@@ -120,6 +137,8 @@ def _build(folder: Path, name: str, options: dict[str, Any], split: Split, confi
         fit_s += timed_fit(model, split.history("test"), None)
     ms_per_user = _rank(folder, model, split, "test", config)
     model.save(folder / "model")
+    for leftover in folder.glob("checkpoint*"):
+        shutil.rmtree(leftover)
     save_json(folder / "costs.json", {"fit_s": fit_s, "ms_per_user": ms_per_user})
 
 

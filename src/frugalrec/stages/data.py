@@ -12,7 +12,7 @@ from frugalrec.data.dataset import Dataset
 from frugalrec.data.splits import Split, split
 from frugalrec.errors import DataError
 from frugalrec.ledger import Meter
-from frugalrec.runs import Run, Stage, file_hash
+from frugalrec.runs import Run, file_hash
 from frugalrec.stages.artefacts import load_json, save_json
 
 FILM_CLUB = "film-club"
@@ -22,7 +22,8 @@ FILM_CLUB = "film-club"
 class Prepared:
     """A data set that has been read, split and audited."""
 
-    stage: Stage
+    key: str
+    """Hash of the data and of how they are split; enters the keys of all later stages."""
     dataset: Dataset
     split: Split
     audit: list[dict[str, Any]]
@@ -47,9 +48,12 @@ def prepare(run: Run, config: RunConfig) -> Prepared:
         save_json(folder / "audit.json", auditing.audit(dataset, folds).to_dict())
 
     key = {"data": stage.hash, **config.data.model_dump(include={"split", "valid", "test"})}
-    report = auditing.AuditReport.from_dict(load_json(run.stage("audit", key, check).path / "audit.json"))
+    audited = run.stage("audit", key, check)
+    content = load_json(audited.path / "audit.json")
+    findings = [{**row, "examples": tuple(row["examples"])} for row in content["findings"]]
+    report = auditing.AuditReport(dataset.name, tuple(auditing.Finding(**row) for row in findings))
     report.enforce(config.data.allow)
-    return Prepared(stage=stage, dataset=dataset, split=folds, audit=report.to_dict()["findings"])
+    return Prepared(key=audited.hash, dataset=dataset, split=folds, audit=content["findings"])
 
 
 def open_dataset(config: DataConfig, seed: int) -> Dataset:

@@ -18,7 +18,7 @@ from frugalrec.recommenders import create
 from frugalrec.recommenders.base import Recommender
 from frugalrec.runs import storage_errors
 from frugalrec.stages.artefacts import load_json, save_json
-from frugalrec.stages.cheap import run_options, timed_fit
+from frugalrec.stages.cheap import load_model, run_options, timed_fit
 from frugalrec.types import Ranking
 
 
@@ -137,8 +137,7 @@ def _from_run(folder: Path, name: str | None) -> tuple[Recommender, Dataset, Dat
     data = config.data
     parts = split(dataset, data.split, valid=data.valid, test=data.test)
     train = parts.history("test") if config.recommenders.refit else parts.train
-    options = run_options(name, config.recommenders.options.get(name, {}), config.seed)
-    fitted = create(name, **options).load(folder / "recommenders" / name / "model", train)
+    fitted = load_model(folder / "recommenders" / name, config, name, train, fitted_on="all")
     return fitted, dataset, concatenate(parts.history("test"), parts.test)
 
 

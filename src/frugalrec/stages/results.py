@@ -1,0 +1,311 @@
+"""The last stage: every arm and every control over the same users, with intervals and costs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from frugalrec import __version__
+from frugalrec.config import RunConfig
+from frugalrec.data.splits import Split
+from frugalrec.errors import StorageError
+from frugalrec.evaluation import compare, segments
+from frugalrec.evaluation.ranks import ranks_from_ranking
+from frugalrec.ledger import Prices, Usage
+from frugalrec.reporting import verdict
+from frugalrec.reporting.document import (
+    Arm,
+    DatasetFacts,
+    DecileTable,
+    Difference,
+    Interval,
+    Report,
+    SelectionFacts,
+    StageCost,
+    TuningFacts,
+    WarmthRow,
+    WeightFacts,
+)
+from frugalrec.runs import Run
+from frugalrec.stages.arms import CONTROLS, Candidate, cheap_arm, llm_arms
+from frugalrec.stages.artefacts import load_json
+from frugalrec.stages.cheap import CheapArm
+from frugalrec.stages.data import Prepared
+from frugalrec.stages.llm import TUNED, Served, Variant
+
+PACKAGES = ("numpy", "scipy", "polars", "implicit", "torch", "transformers", "peft")
+GROUPS = 10
+
+
+def load_report(folder: Path) -> Report:
+    """Read the report of a finished run.
+
+    Raises:
+        StorageError: If there is none.
+    """
+    try:
+        return Report.from_dict(load_json(folder / "report.json"))
+    except FileNotFoundError:
+        raise StorageError(f"{folder} holds no report.json: the run is not finished. Run it again.") from None
+
+
+def assemble(
+    run: Run,
+    config: RunConfig,
+    data: Prepared,
+    arms: list[CheapArm],
+    first: CheapArm,
+    served: Served | None,
+    command: str,
+) -> Report:
+    """Compare all arms on the test users, and say what each costs."""
+    prices = config.price_table()
+    candidates = [cheap_arm(config, data, arm, arm is first) for arm in arms]
+    if served is not None:
+        candidates += llm_arms(config, data, first, served, prices)
+    reference = next(c for c in candidates if c.name == first.name)
+    chosen = served.variants.get(TUNED) or next(iter(served.variants.values())) if served else None
+    shown = _shown(candidates, first, arms, config)
+    report = Report(
+        title=f"{data.dataset.name}: does an LLM pay?",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        dataset=_facts(data),
+        primary=config.evaluation.primary,
+        reference=first.name,
+        arms=tuple(_arm(c, reference, config) for c in candidates),
+        confidence=config.evaluation.level,
+        deciles=_deciles(shown, data.split, config),
+        warmth=tuple(_warmth(c, data.split, config) for c in shown),
+        audit=tuple(data.audit),  # type: ignore[arg-type]
+        stages=_stages(run, prices),
+        currency=prices.currency if prices else None,
+        prices_as_of=prices.as_of if prices else None,
+        selection=_selection(served, data) if served else None,
+        tuning=_tuning(served, config) if served else None,
+        weights=_weights(chosen, config) if chosen else None,
+        notes=_notes(config, data, served),
+        versions=_versions(),
+        seeds={"run": config.seed},
+        hashes=_hashes(data, served),
+        config_yaml=config.to_yaml(),
+    )
+    return replace(report, verdict=verdict(report))
+
+
+def _arm(candidate: Candidate, reference: Candidate, config: RunConfig) -> Arm:
+    options = {
+        "level": config.evaluation.level,
+        "resamples": config.evaluation.resamples,
+        "seed": config.seed,
+    }
+    metrics, differences = {}, {}
+    for metric, values in candidate.evaluation.values.items():
+        found = compare.interval(values, **options)
+        metrics[metric] = Interval(found.mean, found.low, found.high)
+        if candidate is not reference:
+            gap = compare.difference(candidate.evaluation, reference.evaluation, metric, **options)
+            differences[metric] = Difference(gap.mean, gap.low, gap.high, gap.p_value)
+    return Arm(
+        name=candidate.name,
+        label=candidate.label,
+        kind=candidate.kind,
+        description=candidate.description,
+        users=int(candidate.evaluation.users.size),
+        metrics=metrics,
+        difference=differences or None,
+        cost=candidate.cost,
+        oracle=candidate.oracle,
+    )
+
+
+def _shown(
+    candidates: list[Candidate], first: CheapArm, arms: list[CheapArm], config: RunConfig
+) -> list[Candidate]:
+    """Return the arms that the tables by segment show: the first stage, its LLM arms and a rival."""
+    primary = config.evaluation.primary
+    rivals = [a for a in arms if a is not first and a.name not in CONTROLS]
+    rival = max(rivals, key=lambda a: a.evaluations["valid"].mean(primary), default=None)
+    wanted = {first.name, "popularity", f"fused-{TUNED}", f"llm-{TUNED}", "random-permutation"}
+    if rival is not None:
+        wanted.add(rival.name)
+    return [c for c in candidates if c.name in wanted]
+
+
+def _deciles(shown: list[Candidate], split: Split, config: RunConfig) -> DecileTable:
+    lengths = split.history("test").lengths
+    rows = {
+        c.name: segments.by_decile(
+            c.evaluation,
+            lengths,
+            config.evaluation.primary,
+            groups=GROUPS,
+            level=config.evaluation.level,
+            resamples=config.evaluation.resamples,
+            seed=config.seed,
+        )
+        for c in shown
+    }
+    some = next(iter(rows.values()))
+    return DecileTable(
+        metric=config.evaluation.primary,
+        labels=tuple(_span(row["shortest"], row["longest"]) for row in some),
+        users=tuple(row["n_users"] for row in some),
+        arms={name: tuple(_interval(row) for row in part) for name, part in rows.items()},
+    )
+
+
+def _warmth(candidate: Candidate, split: Split, config: RunConfig) -> WarmthRow:
+    history = split.history("test")
+    ranks = ranks_from_ranking(candidate.ranking, split.targets("test"), seen=history)
+    rows = segments.by_warmth(
+        ranks,
+        history.item_counts,
+        config.evaluation.primary,
+        level=config.evaluation.level,
+        resamples=config.evaluation.resamples,
+        seed=config.seed,
+    )
+    by_name = {row["segment"]: row for row in rows}
+    cold, warm = by_name["cold"], by_name["warm"]
+    return WarmthRow(
+        arm=candidate.name,
+        cold=_interval(cold) if cold["n_targets"] else None,
+        warm=_interval(warm) if warm["n_targets"] else None,
+        cold_targets=cold["n_targets"],
+        warm_targets=warm["n_targets"],
+    )
+
+
+def _interval(row: dict[str, Any]) -> Interval:
+    return Interval(*(float("nan") if row[key] is None else row[key] for key in ("mean", "low", "high")))
+
+
+def _span(shortest: int, longest: int) -> str:
+    return str(shortest) if shortest == longest else f"{shortest} to {longest}"
+
+
+def _stages(run: Run, prices: Prices | None) -> tuple[StageCost, ...]:
+    rows = []
+    for stage in run.stages:
+        usage: Usage = stage.usage
+        money = None if prices is None else prices.money(usage)
+        fields = {k: v for k, v in usage.to_dict().items() if k != "accelerator_s"}
+        rows.append(StageCost(name=stage.name, money=money, reused=stage.reused, **fields))  # type: ignore[arg-type]
+    return tuple(rows)
+
+
+def _facts(data: Prepared) -> DatasetFacts:
+    dataset, split = data.dataset, data.split
+    facts = DatasetFacts(
+        name=dataset.name,
+        users=dataset.n_users,
+        items=dataset.n_items,
+        interactions=dataset.n,
+        density=dataset.n / (dataset.n_users * dataset.n_items),
+        split=split.method,
+        train=split.train.n,
+        valid=split.valid.n,
+        test=split.test.n,
+    )
+    if dataset.times is not None:
+        ends = (dataset.times.min(), dataset.times.max())
+        facts["span"] = " to ".join(str(datetime.fromtimestamp(int(t), UTC).date()) for t in ends)
+    return facts
+
+
+def _selection(served: Served, data: Prepared) -> SelectionFacts:
+    chosen, rows = served.samples.selection, served.samples.candidates
+    lengths = np.diff(rows.indptr)
+    edges = np.arange(lengths.min(), lengths.max() + 2)
+    titles = data.dataset.titles
+    examples = [
+        {
+            "history": "; ".join(titles[i] for i in rows.history(int(row))[-4:]),
+            "target": titles[int(rows.targets[row])],
+            "score": float(chosen.scores[row]),
+        }
+        for row in chosen.kept[:5]
+    ]
+    return SelectionFacts(
+        scorer=chosen.scorer,
+        budget=chosen.budget,
+        candidates=len(rows),
+        kept=int(chosen.kept.size),
+        seed=chosen.seed,
+        examples=examples,
+        lengths={
+            "edges": edges.tolist(),
+            "all": np.histogram(lengths, edges)[0].tolist(),
+            "kept": np.histogram(lengths[chosen.kept], edges)[0].tolist(),
+        },
+    )
+
+
+def _tuning(served: Served, config: RunConfig) -> TuningFacts | None:
+    if served.adapter is None:
+        return None
+    evidence = served.adapter.evidence
+    return TuningFacts(
+        base=config.llm.model,
+        samples=int(evidence["rows"]),
+        epochs=config.tuning.epochs,
+        samples_per_s=float(evidence["samples_per_second"]),
+        adapter_sha256=served.adapter.sha256,
+        loss=[[float(step), float(loss)] for step, loss in evidence["loss_curve"]],
+    )
+
+
+def _weights(variant: Variant, config: RunConfig) -> WeightFacts:
+    return WeightFacts(
+        name=variant.name,
+        metric=config.evaluation.primary,
+        chosen=variant.choice.weight,
+        grid=[[weight, value] for weight, value in sorted(variant.choice.values.items())],
+    )
+
+
+def _notes(config: RunConfig, data: Prepared, served: Served | None) -> tuple[str, ...]:
+    notes = [
+        f"One seed ({config.seed}): intervals are over users, not over seeds. "
+        "Run three seeds or more before a claim.",
+        "Item and user codes are a seeded random permutation; ids never enter a prompt.",
+    ]
+    if config.recommenders.refit:
+        notes.append(
+            "Choices were made on validation with models fitted on train; "
+            "for the test, models were fitted again on train and validation."
+        )
+    if served is not None:
+        n, m = int(served.allocation.routed.sum()), served.allocation.users.size
+        who = f"all {m}" if n == m else f"{n} of {m}"
+        rest = "" if n == m else " The others keep the cheap list, in every LLM row and its controls."
+        notes.append(f"The LLM re-ranked {who} test users (policy {served.allocation.policy}).{rest}")
+    if config.data.allow:
+        notes.append(f"Audit findings allowed by name: {', '.join(config.data.allow)}.")
+    return tuple(notes)
+
+
+def _versions() -> dict[str, str]:
+    found = {"frugalrec": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _hashes(data: Prepared, served: Served | None) -> dict[str, str]:
+    hashes = {"data": data.dataset.fingerprint}
+    if served is not None:
+        hashes["model"] = served.model_key
+        if served.adapter is not None:
+            hashes["adapter"] = served.adapter.sha256
+    return hashes
