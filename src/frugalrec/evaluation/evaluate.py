@@ -7,6 +7,7 @@ model's list is evaluated from its whole list, tail included.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from frugalrec.errors import ConfigError
 from frugalrec.evaluation import catalogue
 from frugalrec.evaluation.metrics import parse_metric
 from frugalrec.evaluation.ranks import Ranks, Score, ranks_from_ranking, target_ranks
-from frugalrec.types import Evaluation, Ranking
+from frugalrec.types import Evaluation, IntArray, Ranking
 
 Seen = Literal["exclude", "include"]
 
@@ -52,11 +53,15 @@ def evaluate(
         lists: Length of the lists that coverage, novelty and Gini are computed on; 0 leaves them out.
         batch_size: Users scored at once; default: as many as fit in a few megabytes.
         threads: Batches worked on at the same time; `score` must then be thread-safe.
+
+    Returns:
+        Per-user values; `details` also tells ``score_s``, the seconds spent inside `score`.
     """
+    clock = _Clock(score)
     ranks = fold_ranks(
-        score, split, fold, users=users, seen=seen, lists=lists, batch_size=batch_size, threads=threads
+        clock, split, fold, users=users, seen=seen, lists=lists, batch_size=batch_size, threads=threads
     )
-    details = {"split": split.method, "fold": fold, "seen": seen}
+    details = {"split": split.method, "fold": fold, "seen": seen, "score_s": clock.seconds}
     return evaluate_ranks(arm, ranks, metrics, history=split.history(fold), details=details)
 
 
@@ -153,6 +158,24 @@ def evaluate_ranks(
         figures |= _list_figures(ranks.lists, ranks.n_items, history)
     values = {metric.name: metric(ranks) for metric in chosen}
     return Evaluation(arm=arm, users=ranks.users, values=values, details=figures)
+
+
+class _Clock:
+    """A score function that adds up its own seconds."""
+
+    def __init__(self, score: Score) -> None:
+        self._score = score
+        self._spent: list[float] = []  # appending is atomic: several threads may score at once
+
+    @property
+    def seconds(self) -> float:
+        return sum(self._spent)
+
+    def __call__(self, users: IntArray) -> NDArray[Any]:
+        start = time.perf_counter()
+        scores = self._score(users)
+        self._spent.append(time.perf_counter() - start)
+        return scores
 
 
 def _masked(split: Split, fold: Fold, seen: Seen) -> Dataset | None:
