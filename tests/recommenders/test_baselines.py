@@ -49,6 +49,20 @@ def numbered() -> Dataset:
     )
 
 
+def small(*, times: bool = True, folds: bool = False) -> Dataset:
+    # user a: x(0) x(1) y(9); user b: y(2) z(8); user c: z(10)
+    frame = pl.DataFrame(
+        {
+            "user": ["a", "a", "a", "b", "b", "c"],
+            "item": ["x", "x", "y", "y", "z", "z"],
+            "time": [0, 86_400, 9 * 86_400, 2 * 86_400, 8 * 86_400, 10 * 86_400],
+            "fold": [0, 0, 1, 0, 1, 1],
+        }
+    )
+    keep = ["user", "item"] + (["time"] if times else []) + (["fold"] if folds else [])
+    return Dataset.from_frames(frame.select(keep), name="small")
+
+
 def by_item(model: Recommender, data: Dataset) -> dict[str, float]:
     return dict(zip(data.item_ids.tolist(), model.score(np.array([0]))[0].tolist(), strict=True))
 
