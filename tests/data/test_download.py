@@ -22,14 +22,14 @@ from frugalrec.errors import ConfigError, DownloadError, StorageError
 URL = "https://data.example/toy.zip"
 
 
-def archive(members: dict[str, str], links: tuple[str, ...] = ()) -> bytes:
+def archive(members: dict[str, str], links: tuple[str, ...] = (), compression: int = 0) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as bundle:
+    with zipfile.ZipFile(buffer, "w", compression) as bundle:
         for name, content in members.items():
             info = zipfile.ZipInfo(name)
             if name in links:
                 info.external_attr = (stat.S_IFLNK | 0o777) << 16
-            bundle.writestr(info, content)
+            bundle.writestr(info, content, compression)
     return buffer.getvalue()
 
 
@@ -42,6 +42,11 @@ TOY = archive(
         "__MACOSX/x": "junk",
     }
 )
+
+
+# A compressed archive with a block of its data overwritten, its directory intact.
+PACKED = archive({"a.txt": "".join(map(str, range(5000)))}, compression=zipfile.ZIP_DEFLATED)
+BROKEN = PACKED[:2000] + bytes(500) + PACKED[2500:]
 
 
 @pytest.fixture
@@ -149,12 +154,19 @@ def test_members_that_leave_the_folder_are_refused(tmp_path, listed, name):
     assert [path.name for path in tmp_path.rglob("*")] == ["data"]
 
 
-@pytest.mark.parametrize("content", [b"no archive", TOY[: len(TOY) // 2], b""])
+@pytest.mark.parametrize("content", [b"no archive", TOY[: len(TOY) // 2], b"", archive({}), BROKEN])
 def test_damaged_archives_are_refused(tmp_path, listed, content):
     listed()
     with pytest.raises(DownloadError, match="not a readable zip archive"):
         get("toy", tmp_path, client=serving(content))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_member_cannot_replace_the_archive_or_the_record(tmp_path, listed):
+    listed()
+    content = archive({"archive.zip": "x", "source.json": "forged", "a.txt": "y"})
+    folder = get("toy", tmp_path, client=serving(content))
+    assert json.loads((folder / "source.json").read_text())["files"][0]["bytes"] == len(content)
 
 
 def test_foreign_files_are_left_alone(tmp_path, listed):

@@ -186,7 +186,7 @@ def test_milliseconds_read_as_seconds_are_named(tmp_path):
         read(path, time_unit="h")
 
 
-@pytest.mark.parametrize("bad", ["yesterday", "31/12/2020", "nan", ""])
+@pytest.mark.parametrize("bad", ["yesterday", "31/12/2020", "nan", "", "1e300"])
 def test_a_bad_time_names_the_row(tmp_path, bad):
     path = write(tmp_path / "a.csv", f"user,item,time\nu,i,10\nu,j,{bad}\n")
     with pytest.raises(DataError, match=r"in data row 2 is neither a number nor an ISO date"):
@@ -213,6 +213,34 @@ def test_a_bad_time_names_the_row(tmp_path, bad):
 def test_bad_cells_show_the_original_text_and_row(tmp_path, text, says):
     with pytest.raises(DataError, match=says):
         read(write(tmp_path / "a.csv", text))
+
+
+def test_a_format_that_is_named_counts_for_more_than_the_file_name(tmp_path):
+    assert events(read(write(tmp_path / "a.data", "user,item\nu,i\n"), "csv")) == [("u", "i")]
+    assert events(read(write(tmp_path / "b.json", '{"user": "u", "item": "i"}\n'), "jsonl")) == [("u", "i")]
+    with pytest.raises(DataError, match="line 1 is not JSON"):
+        read(tmp_path / "a.data", "jsonl")
+
+
+def test_categories_are_texts_and_lists_are_refused(tmp_path):
+    frame = pl.DataFrame({"user": ["b", "a"], "item": ["9", "8"], "value": ["4", "2"], "time": ["30", "20"]})
+    categories = frame.with_columns(pl.all().cast(pl.Categorical))
+    categories.write_parquet(tmp_path / "a.parquet")
+    assert events(read(tmp_path / "a.parquet")) == [("a", "8", 2.0, 20), ("b", "9", 4.0, 30)]
+    for column in ("user", "value", "time"):
+        frame.with_columns(pl.concat_list(column)).write_parquet(tmp_path / "b.parquet")
+        with pytest.raises(DataError, match=rf"the {column} column holds List\(String\)"):
+            read(tmp_path / "b.parquet")
+
+
+@pytest.mark.parametrize("line", [0, 1, 2, 999])
+def test_the_byte_at_fault_is_found_anywhere(tmp_path, line):
+    lines = [b"user,item,note"] + [b"u,i,x"] * 1000
+    lines[line] += b"\xff"
+    (tmp_path / "a.csv").write_bytes(b"\n".join(lines))
+    at = b"\n".join(lines).index(b"\xff")
+    with pytest.raises(DataError, match=rf"byte {at} \(0xff, line {line + 1}\) is not utf-8"):
+        read(tmp_path / "a.csv")
 
 
 def test_folds_may_be_words(tmp_path):
@@ -273,7 +301,7 @@ def test_missing_paths_and_unknown_formats(tmp_path):
         detect(prose)
     with pytest.raises(ConfigError, match=r"unknown format 'excel'; choose auto or one of csv"):
         read(prose, "excel")
-    with pytest.raises(DataError, match=r"a table ends in .csv"):
+    with pytest.raises(DataError, match=r"which column is the user among these are notes"):
         read(prose, "csv")
     with pytest.raises(DataError, match=r"expected interactions.csv or one csv file, found none"):
         read(tmp_path, "csv")

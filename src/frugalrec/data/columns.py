@@ -96,7 +96,9 @@ def interactions(frame: pl.DataFrame, options: ReadOptions) -> pl.DataFrame:
                 f"Map it, for example --column {role}={frame.columns[0]}."
             )
     frame = frame.select(pl.col(column).alias(role) for role, column in roles.items())
-    frame = blank_to_null(frame).with_columns(_identifier(frame[USER]), _identifier(frame[ITEM]))
+    frame = blank_to_null(_plain(frame, options.name)).with_columns(
+        _identifier(frame[USER]), _identifier(frame[ITEM])
+    )
     if VALUE in roles and frame[VALUE].dtype == pl.String:
         frame = frame.with_columns(pl.col(VALUE).str.strip_chars())
     if FOLD in roles:
@@ -125,6 +127,14 @@ def item_texts(frame: pl.DataFrame, options: ReadOptions, *, what: str) -> pl.Da
     if TITLE in roles:
         frame = frame.with_columns(pl.col(TITLE).cast(pl.String))
     return frame.with_columns(_identifier(blank_to_null(frame)[ITEM]))
+
+
+def _plain(frame: pl.DataFrame, name: str) -> pl.DataFrame:
+    """Return the frame with categories as text; refuse lists and structs."""
+    for column, dtype in frame.schema.items():
+        if dtype.is_nested():
+            raise DataError(f"{name}: the {column} column holds {dtype}; give one plain value a row.")
+    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
 
 
 def to_seconds(column: pl.Series, unit: TimeUnit, name: str) -> tuple[pl.Series, pl.Series]:
@@ -167,7 +177,8 @@ def _numbers(column: pl.Series) -> pl.Series:
     if whole.null_count() == column.null_count() and not column.dtype.is_float():
         return whole
     numbers = column.cast(pl.Float64, strict=False)
-    return pl.select(pl.when(numbers.is_finite()).then(numbers)).to_series()
+    countable = numbers.is_finite() & (numbers.abs() < 9e18)
+    return pl.select(pl.when(countable).then(numbers)).to_series()
 
 
 def _factor(exact: pl.Series, unit: TimeUnit) -> int:
@@ -225,7 +236,7 @@ def _in_exact_order(frame: pl.DataFrame, exact: pl.Series) -> pl.DataFrame:
     bad = frame[USER].null_count() + frame[ITEM].null_count()
     if VALUE in frame.columns:
         bad += frame[VALUE].cast(pl.Float32, strict=False).null_count()
-    if bad or exact.is_sorted():
+    if bad or (exact == frame[TIME]).all():
         return frame
     return frame.with_columns(exact.alias("_exact")).sort("_exact", maintain_order=True).drop("_exact")
 

@@ -9,6 +9,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -98,7 +99,7 @@ def get(
 ) -> Path:
     """Download a data set to a folder of its name below `destination`; return that folder.
 
-    A folder that is complete already is returned as it is. An interrupted download leaves nothing.
+    A folder that is complete already is returned as it is; it appears whole or not at all.
 
     Args:
         name: A name in `SOURCES`.
@@ -124,12 +125,11 @@ def get(
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{name}.", dir=folder.parent))
         try:
+            (temporary / "files").mkdir()
             _fill(temporary, SOURCES[name], folder, progress, client)
-            temporary.chmod(0o755)
-            temporary.replace(folder)
-        except BaseException:
+            (temporary / "files").replace(folder)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            raise
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written ({error.strerror or error}).") from None
     return folder
@@ -142,16 +142,15 @@ def _fill(
     transport = client or httpx.Client(timeout=30.0, follow_redirects=True)
     try:
         for file in source.files:
-            path = temporary / (file.save_as or ".archive")
+            path = temporary / "files" / file.save_as if file.save_as else temporary / "archive.zip"
             records.append(_fetch(transport, file, path, folder, progress))
             if file.save_as is None:
-                unzip(path, temporary)
-                path.unlink()
+                unzip(path, temporary / "files")
     finally:
         if client is None:
             transport.close()
     record = {"page": source.page, "files": records}
-    (temporary / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+    (temporary / "files" / RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
 
 
 def _fetch(
@@ -197,6 +196,8 @@ def unzip(archive: Path, folder: Path) -> None:
         with zipfile.ZipFile(archive) as bundle:
             members = [m for m in bundle.infolist() if not m.is_dir() and "__MACOSX" not in m.filename]
             paths = [_safe(member) for member in members]
+            if not paths:
+                raise zipfile.BadZipFile("it holds no files")
             shared = len({path.parts[0] for path in paths}) == 1 and all(len(p.parts) > 1 for p in paths)
             _require_room(sum(member.file_size for member in members), folder)
             for member, path in zip(members, paths, strict=True):
@@ -204,7 +205,7 @@ def unzip(archive: Path, folder: Path) -> None:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with bundle.open(member) as source, target.open("wb") as copy:
                     shutil.copyfileobj(source, copy)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DownloadError(f"not a readable zip archive ({error}); nothing was kept.") from None
 
 

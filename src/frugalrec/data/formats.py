@@ -79,7 +79,7 @@ def read_amazon(path: Path, options: ReadOptions) -> Frames:
     """Read Amazon Reviews 2023: reviews (JSONL, or the rating-only CSV) and `meta_*.jsonl` for titles."""
     folder = path if path.is_dir() else path.parent
     reviews = path if path.is_file() else _amazon_reviews(path)
-    frame = interactions(_load(reviews, options, (USER, ITEM, VALUE, TIME)), options)
+    frame = interactions(_load(reviews, options, (USER, ITEM, VALUE, TIME), tables.kind(reviews)), options)
     meta = options.items or next(iter(sorted(folder.glob("meta_*.jsonl*"))), None)
     if meta is None:
         return frame, None
@@ -135,15 +135,17 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 def _read_table(path: Path, options: ReadOptions, kind: str) -> Frames:
     file = path if path.is_file() else _main_table(path, kind)
-    frame = _load(file, options, (USER, ITEM, VALUE, TIME, FOLD))
+    frame = _load(file, options, (USER, ITEM, VALUE, TIME, FOLD), kind)
     # A lone file is read alone, except the one we name ourselves; items then come by --items.
     together = path.is_dir() or file.name.startswith("interactions.")
     return interactions(frame, options), items_table(options, beside(file.parent) if together else None)
 
 
-def _load(file: Path, options: ReadOptions, roles: Sequence[str]) -> pl.DataFrame:
-    if tables.kind(file) != "jsonl":
-        return tables.load(file, encoding=options.encoding)
+def _load(file: Path, options: ReadOptions, roles: Sequence[str], kind: str | None) -> pl.DataFrame:
+    if kind == "csv":  # a format that was asked for counts for more than the file's name
+        return tables.load_csv(file, encoding=options.encoding)
+    if kind == "parquet":
+        return tables.load_parquet(file)
 
     def wanted(names: list[str]) -> list[str]:
         return list(assign(names, options.columns, roles, options.name).values()) or names

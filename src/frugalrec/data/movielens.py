@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import polars as pl
@@ -77,9 +78,22 @@ def _text(path: Path) -> str:
 
 
 def _rows(path: Path, separator: str, names: tuple[str, ...], encoding: str) -> pl.DataFrame:
-    text = tables.decode(tables.read_bytes(path), path, encoding).replace("\r\n", "\n").rstrip("\n")
-    if not text:
+    data = tables.read_bytes(path)
+    if not data.strip():
         raise DataError(f"{path}: the file is empty; unpack the archive again.")
+    try:
+        tabbed = io.BytesIO(data.replace(separator.encode(), b"\t"))
+        frame = pl.read_csv(tabbed, separator="\t", has_header=False, infer_schema=False, quote_char=None)
+    except pl.exceptions.PolarsError:
+        frame = pl.DataFrame()
+    if frame.width == len(names) and not frame.select(pl.last().has_nulls()).item():
+        return frame.rename(dict(zip(frame.columns, names, strict=True)))
+    return _rows_by_line(path, tables.decode(data, path, encoding), separator, names)
+
+
+def _rows_by_line(path: Path, text: str, separator: str, names: tuple[str, ...]) -> pl.DataFrame:
+    """Split line by line, to name the line at fault."""
+    text = text.replace("\r\n", "\n").rstrip("\n")
     fields = pl.Series("line", text.split("\n")).str.split(separator)
     short = fields.list.len() != len(names)
     if short.any():

@@ -87,13 +87,17 @@ def decode(data: bytes, path: Path, encoding: str) -> str:
 
 def load_csv(path: Path, *, encoding: str = "utf-8", separator: str | None = None) -> pl.DataFrame:
     """Load a CSV or TSV file with a header line; every column is text, an empty cell is null."""
-    text = decode(read_bytes(path), path, encoding).removeprefix("\ufeff")
-    if not text.strip():
+    data = read_bytes(path)
+    if not data.strip():
         raise DataError(f"{path}: the file is empty; it needs a header line and rows.")
-    separator = separator or _separator(path, text)
+    if encoding.lower() not in ("utf-8", "utf8"):
+        data = decode(data, path, encoding).encode()
+    guessed = _separator(path, data)
+    separator = separator or guessed
     try:
-        frame = pl.read_csv(io.BytesIO(text.encode()), separator=separator, infer_schema=False)
+        frame = pl.read_csv(io.BytesIO(data), separator=separator, infer_schema=False)
     except (pl.exceptions.PolarsError, ValueError) as error:
+        text = decode(data, path, "utf-8")  # polars says that a text is not UTF-8, this says where
         raise DataError(f"{path}: {_csv_fault(text, separator, error)}") from None
     if all(_is_number(column) for column in frame.columns[1:]) and frame.width > 1:
         raise DataError(
@@ -174,8 +178,9 @@ def _as_text(value: Any) -> str | None:
     return json.dumps(value)
 
 
-def _separator(path: Path, text: str) -> str:
-    header = text.split("\n", 1)[0]
+def _separator(path: Path, data: bytes) -> str:
+    end = data.find(b"\n")
+    header = decode(data[:end] if end >= 0 else data, path, "utf-8")  # polars decodes headers leniently
     if path.name.lower().removesuffix(".gz").endswith(".tsv"):
         return "\t"
     return max(SEPARATORS, key=header.count)
