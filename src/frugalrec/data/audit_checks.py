@@ -65,7 +65,7 @@ def popularity_skew(view: View) -> Finding | None:
         severity="info",
         count=int(counts[:top].sum()),
         share=share,
-        message=f"the {top:,} most popular of {counts.size:,} items hold {percent(share)} of all interactions.",
+        message=f"the top {top:,} of {counts.size:,} items hold {percent(share)} of all interactions.",
         examples=view.item_examples(np.flatnonzero(view.dataset.item_counts == counts[0])),
         remedy="Popularity will be a strong control; always show it.",
     )

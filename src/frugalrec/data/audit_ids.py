@@ -38,7 +38,7 @@ def id_numbers(ids: NDArray[np.str_]) -> LongArray | None:
 
     Ids are numbered when each is an integer, possibly after one common text prefix ("item_12").
     """
-    parts = pl.Series(ids).str.extract_groups(r"^(.*?)(\d{1,18})$").struct.unnest()
+    parts = pl.Series(ids).str.extract_groups(r"^(.*?)([0-9]{1,18})$").struct.unnest()
     prefix, number = parts.to_series(0), parts.to_series(1)
     if ids.size == 0 or number.null_count() or prefix.n_unique() > 1:
         return None
