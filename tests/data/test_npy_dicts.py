@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -50,12 +50,14 @@ plain = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(content=plain, protocol=st.sampled_from([3, 4, 5]))
 def test_plain_values_come_back(tmp_path_factory, content, protocol):
     path = saved(tmp_path_factory.mktemp("npy"), content, protocol)
     assert load_object(path) == content
 
 
+@settings(deadline=None)
 @given(array=arrays(np.int64, st.integers(0, 5)))
 def test_lists_may_be_arrays_and_numpy_numbers(tmp_path_factory, array):
     content = {np.int32(3): array, 4: [np.int64(n) for n in array]}

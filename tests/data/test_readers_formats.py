@@ -50,6 +50,13 @@ def test_movielens_100k(tmp_path):
     assert dataset.name == "ml-100k"
 
 
+def test_an_archive_unpacked_by_hand_is_found_in_its_own_folder(tmp_path):
+    (tmp_path / "movielens-100k").mkdir()
+    inner = fill(tmp_path / "movielens-100k" / "ml-100k", ML100K)
+    assert detect(tmp_path / "movielens-100k") == "movielens-100k"
+    assert read(tmp_path / "movielens-100k").fingerprint == read(inner).fingerprint
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
 def test_movielens_1m_and_10m(tmp_path, encoding):
     films = "1::Am\u00e9lie (2001)::Comedy|Romance\n2::Title :3 (1999)::(no genres listed)\n"

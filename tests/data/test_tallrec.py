@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frugalrec.data.tallrec import (
@@ -74,6 +74,7 @@ def test_an_author_with_the_separator_stays_whole():
 titles = st.lists(st.text(min_size=1, max_size=8).filter(lambda t: '"' not in t), max_size=5)
 
 
+@settings(deadline=None)
 @given(liked=titles, disliked=titles, target=st.text(max_size=8).filter(lambda t: '"' not in t))
 def test_what_is_written_is_parsed(liked, disliked, target):
     row = prompt(quoted(*liked), quoted(*disliked), target)
@@ -83,6 +84,7 @@ def test_what_is_written_is_parsed(liked, disliked, target):
     assert rows.targets == (target,)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=20), st.integers(0, 2))
 def test_the_like_rate_against_a_loop(counts, smoothing):
     rows = parse_prompts([prompt(quoted(*"a" * up), quoted(*"b" * down), "t") for up, down in counts])

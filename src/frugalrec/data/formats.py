@@ -92,7 +92,8 @@ def read_amazon(path: Path, options: ReadOptions) -> Frames:
         items = items.with_columns(pl.col("categories").list.join("|"))
     items = item_texts(items, options, what=str(meta))
     # The item file covers the whole category; the rating files are often a filtered part of it.
-    return frame, items.join(frame.select(pl.col(ITEM).cast(pl.String)).unique(), on=ITEM, how="semi")
+    rated = frame[ITEM].cast(pl.String)
+    return frame, items.filter(pl.col(ITEM).cast(pl.String).is_in(rated.unique().implode()))
 
 
 def items_table(options: ReadOptions, default: Path | None) -> pl.DataFrame | None:

@@ -79,8 +79,7 @@ def read(
         DataError: If the files cannot be used as given; the message names the value and a remedy.
         ConfigError: If the format is unknown.
     """
-    path = Path(path)
-    _require_exists(path)
+    path = _unpacked(Path(path))
     known = manifest(path if path.is_dir() else path.parent)
     stem = path.resolve().name if path.is_dir() else path.name.removesuffix(".gz").rpartition(".")[0]
     options = ReadOptions(
@@ -101,8 +100,7 @@ def detect(path: Path | str) -> str:
     Raises:
         DataError: If no format fits.
     """
-    path = Path(path)
-    _require_exists(path)
+    path = _unpacked(Path(path))
     found = _detect_folder(path) if path.is_dir() else _detect_file(path)
     if found is None:
         inside = ""
@@ -145,12 +143,17 @@ def _is_sequence(file: Path) -> bool:
     return bool(tokens) and all(token.isdigit() for token in tokens)
 
 
-def _require_exists(path: Path) -> None:
+def _unpacked(path: Path) -> Path:
+    """Return the path, or the one folder in it: archives unpacked by hand bring their own."""
+    if path.is_dir():
+        inside = [file for file in path.iterdir() if not file.name.startswith((".", "__MACOSX"))]
+        return _unpacked(inside[0]) if len(inside) == 1 and inside[0].is_dir() else path
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder. Check the path, or fetch a public data set with: "
             f"frugalrec data get movielens-latest-small"
         )
+    return path
 
 
 def _reader(format: str) -> Callable[[Path, ReadOptions], Frames]:
