@@ -50,7 +50,7 @@ def placeholder_titles(view: View) -> Finding | None:
         view,
         name="placeholder-titles",
         mask=titles.str.contains(PLACEHOLDER) | own_id,
-        what="have a placeholder for a title",
+        what="are placeholders",
         remedy="Correct them, or leave these items out of prompts and of generated lists.",
     )
 
@@ -137,9 +137,7 @@ def _titles_finding(
         severity="warning" if severe else "info",
         count=count,
         share=share,
-        message=f"the titles of {count:,} of {marked.size:,} items ({percent(share)}) {what}."
-        if name != "placeholder-titles"
-        else f"{count:,} of {marked.size:,} items ({percent(share)}) {what}.",
+        message=f"the titles of {count:,} of {marked.size:,} items ({percent(share)}) {what}.",
         examples=view.item_examples(np.flatnonzero(marked)),
         remedy=remedy,
     )
