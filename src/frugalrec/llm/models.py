@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import unittest.mock
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -249,7 +250,7 @@ def _convert(gguf: Path, target: Path, spec: EmbeddedModel) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with quiet_transformers():
+    with quiet_transformers(), _quiet_tqdm():
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         network = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent), gguf_file=gguf.name, dtype=torch.bfloat16, **_unpacked()
@@ -275,6 +276,18 @@ def _convert(gguf: Path, target: Path, spec: EmbeddedModel) -> None:
             f"{spec.parameters:,} in bfloat16: this version of transformers reads GGUF files differently. "
             "Install another one, for example transformers 5.23."
         )
+
+
+@contextmanager
+def _quiet_tqdm() -> Iterator[None]:
+    """Silence the one progress bar of the GGUF reader that ignores the settings of transformers."""
+    try:
+        from transformers import modeling_gguf_pytorch_utils as reader
+    except ImportError:
+        yield
+        return
+    with unittest.mock.patch.object(reader, "tqdm", lambda tensors, **_: tensors, create=True):
+        yield
 
 
 def _unpacked() -> dict[str, Any]:

@@ -131,8 +131,9 @@ class FakeLLM(LanguageModel):
         self.calls += prompts
         if not prompts:
             return Usage()
-        rows = [[hash_ for hash_ in prompt.split()] for prompt in prompts]
-        shared = (len(rows) - 1) * common_prefix(rows)
+        rows = [prompt.split() for prompt in prompts]
+        words = {word: number for number, word in enumerate(dict.fromkeys(sum(rows, [])))}
+        shared = (len(rows) - 1) * common_prefix([[words[word] for word in row] for row in rows])
         return Usage(tokens_in=sum(map(len, rows)) - shared, tokens_cached=shared, llm_calls=len(rows))
 
     def _logit(self, prompt: str, answer: str) -> float:
