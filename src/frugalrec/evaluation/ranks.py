@@ -138,7 +138,7 @@ def target_ranks(
     """
     codes = _checked_users(users, targets)
     n_items = targets.n_items
-    batch = batch_size or max(1, min(MAX_BATCH, BLOCK_BYTES // (4 * n_items)))
+    batch = min(MAX_BATCH, BLOCK_BYTES // (4 * n_items)) or 1 if batch_size is None else batch_size
     if batch < 1 or threads < 1 or not 0 <= lists <= n_items:
         raise ConfigError(
             f"batch_size={batch_size} and threads={threads} must be at least 1, and lists={lists} "
@@ -148,18 +148,20 @@ def target_ranks(
     wanted, n_repeats = _targets(targets, codes, known)
     counts = np.zeros((2, wanted.items.size))
     top = np.full((codes.size, lists), PAD, dtype=np.int32)
+    # Users with many held-out items first, as the counting wants it.
+    order = np.argsort(-wanted.sizes, kind="stable")
+    if not lists:
+        order = order[wanted.sizes[order] > 0]
 
     def work(start: int) -> None:
-        block = checked_block(score(codes[start : start + batch]), codes[start : start + batch], n_items)
-        for offset, scores in enumerate(block):
-            row = start + offset
-            masked, span = known.of(row), slice(wanted.indptr[row], wanted.indptr[row + 1])
-            counts[:, span] = count(scores, wanted.items[span], masked)
-            if lists:
-                chosen = best(scores, masked, lists)
-                top[row, : chosen.size] = chosen
+        rows = order[start : start + batch]
+        block = checked_block(score(codes[rows]), codes[rows], n_items)
+        masked = known.take(rows)
+        counts[:, wanted.positions(rows)] = count(block, wanted.take(rows), masked)
+        if lists:
+            top[rows] = best(block, masked, lists)
 
-    _run(work, range(0, codes.size, batch), threads)
+    _run(work, range(0, order.size, batch), threads)
     return _ranks(codes, wanted, counts, known, n_repeats, top if lists else None)
 
 
@@ -227,15 +229,14 @@ def _run(work: Callable[[int], None], starts: range, threads: int) -> None:
 def _ranks(
     users: IntArray, wanted: Pairs, counts: DoubleArray, known: Pairs, n_repeats: int, lists: IntArray | None
 ) -> Ranks:
-    rows = np.repeat(np.arange(users.size), np.diff(wanted.indptr))
-    order = np.lexsort((wanted.items, counts[0], rows))
+    order = np.lexsort((wanted.items, counts[0], wanted.rows))
     return Ranks(
         users=users,
         indptr=wanted.indptr,
         items=wanted.items[order],
         better=counts[0, order],
         tied=counts[1, order],
-        n_candidates=wanted.n_items - np.diff(known.indptr),
+        n_candidates=wanted.n_items - known.sizes,
         n_items=wanted.n_items,
         n_repeats=n_repeats,
         lists=lists,
