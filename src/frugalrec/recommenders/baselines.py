@@ -148,13 +148,15 @@ class MaxId(Recommender):
         self.numbers_ = _integers(train.item_ids, train.name)
 
     def _score(self, users: IntArray, histories: Dataset) -> FloatArray:
+        order = np.argsort(self.numbers_, kind="stable")
+        ascending = self.numbers_[order]
         scores = np.zeros((users.size, histories.n_items), dtype=np.float32)
         for row, user in enumerate(users):
             history = histories.history(int(user))
             if history.size:
-                gap = self.numbers_ - self.numbers_[history].max()
-                ahead = gap > 0
-                scores[row, ahead] = 1.0 / gap[ahead]
+                largest = self.numbers_[history].max()
+                first = int(np.searchsorted(ascending, largest, side="right"))
+                scores[row, order[first:]] = 1.0 / (ascending[first:] - largest)
         return scores
 
     def _state(self) -> dict[str, NDArray[Any]]:
