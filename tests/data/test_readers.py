@@ -243,6 +243,14 @@ def test_the_byte_at_fault_is_found_anywhere(tmp_path, line):
         read(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize("column", ["user", "item"])
+def test_ids_with_zero_bytes_are_refused(tmp_path, column):
+    other = "item" if column == "user" else "user"
+    path = write(tmp_path / "a.csv", f"{column},{other}\nx,a\nx\0,a\n")
+    with pytest.raises(DataError, match=rf"the {column} id 'x.x00' holds a zero byte"):
+        read(path)
+
+
 def test_folds_may_be_words(tmp_path):
     path = write(tmp_path / "a.csv", "user,item,split\nu,a,train\nu,b,Validation\nu,c,test\n")
     assert read(path).folds.tolist() == [0, 1, 2]

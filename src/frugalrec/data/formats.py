@@ -129,9 +129,9 @@ def manifest(folder: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: damaged ({error}). Delete it; the tables are read without it.") from None
-    return content if isinstance(content, dict) and "item_types" in content else {}
+    return content if isinstance(content, dict) and isinstance(content.get("item_types"), dict) else {}
 
 
 def _read_table(path: Path, options: ReadOptions, kind: str) -> Frames:
@@ -211,7 +211,7 @@ def _typed(frame: pl.DataFrame, folder: Path) -> pl.DataFrame:
     types = manifest(folder).get("item_types", {})
     for column in frame.columns:
         kind = types.get(column)
-        if column in (ITEM, TITLE) or kind not in PLAIN_TYPES or kind == "String":
+        if column in (ITEM, TITLE) or not isinstance(kind, str) or kind not in PLAIN_TYPES - {"String"}:
             continue
         if kind == "Boolean" and frame[column].dtype == pl.String:
             frame = frame.with_columns(pl.col(column) == "true")

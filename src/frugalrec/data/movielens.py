@@ -28,8 +28,7 @@ def read_100k(path: Path, options: ReadOptions) -> Frames:
     frame = _rows(_file(folder, "u.data"), "\t", (USER, ITEM, VALUE, TIME), options.encoding)
     if options.items is not None or not (folder / "u.item").exists():
         return interactions(frame, options), items_table(options, None)
-    lines = [line.split("|") for line in _text(folder / "u.item").split("\n") if line]
-    _same_fields(folder / "u.item", lines, 5 + len(GENRES))
+    lines = _fields(folder / "u.item", "|", 5 + len(GENRES))
     genres = [[g for g, flag in zip(GENRES, line[5:], strict=True) if flag == "1"] for line in lines]
     items = {ITEM: [line[0] for line in lines], TITLE: [line[1] for line in lines]}
     texts = pl.DataFrame({**items, "genres": ["|".join(names) for names in genres]})
@@ -42,8 +41,7 @@ def read_1m(path: Path, options: ReadOptions) -> Frames:
     frame = _rows(_file(folder, "ratings.dat"), "::", (USER, ITEM, VALUE, TIME), options.encoding)
     if options.items is not None or not (folder / "movies.dat").exists():
         return interactions(frame, options), items_table(options, None)
-    lines = [line.split("::") for line in _text(folder / "movies.dat").split("\n") if line]
-    _same_fields(folder / "movies.dat", lines, 3)
+    lines = _fields(folder / "movies.dat", "::", 3)
     texts = pl.DataFrame(
         {ITEM: [x[0] for x in lines], TITLE: [x[1] for x in lines], "genres": [x[2] for x in lines]}
     )
@@ -57,7 +55,12 @@ def read_latest(path: Path, options: ReadOptions) -> Frames:
     if options.items is not None or not (folder / "movies.csv").exists():
         return interactions(frame, options), items_table(options, None)
     movies = tables.load(folder / "movies.csv", encoding=options.encoding)
-    return interactions(frame, options), _with_year(item_texts(movies, options, what="movies.csv"))
+    texts = item_texts(movies, options, what="movies.csv")
+    if missing := [column for column in (TITLE, "genres") if column not in texts.columns]:
+        raise DataError(
+            f"{folder / 'movies.csv'}: no column {missing[0]!r} among {', '.join(movies.columns)}."
+        )
+    return interactions(frame, options), _with_year(texts)
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -105,10 +108,14 @@ def _rows_by_line(path: Path, text: str, separator: str, names: tuple[str, ...])
     return pl.DataFrame({name: fields.list.get(i) for i, name in enumerate(names)})
 
 
-def _same_fields(path: Path, lines: list[list[str]], width: int) -> None:
+def _fields(path: Path, separator: str, width: int) -> list[list[str]]:
+    lines = [line.split(separator) for line in _text(path).split("\n") if line]
+    if not lines:
+        raise DataError(f"{path}: the file is empty; unpack the archive again.")
     for number, line in enumerate(lines, start=1):
         if len(line) != width:
             raise DataError(f"{path}: line {number} has {len(line)} fields, not {width}: {line[:2]}.")
+    return lines
 
 
 def _with_year(texts: pl.DataFrame) -> pl.DataFrame:

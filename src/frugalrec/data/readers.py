@@ -10,9 +10,11 @@ import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import polars as pl
+
 from frugalrec.data import tables
 from frugalrec.data.columns import Frames, ReadOptions, TimeUnit
-from frugalrec.data.dataset import Dataset
+from frugalrec.data.dataset import ITEM, USER, Dataset
 from frugalrec.data.formats import manifest
 from frugalrec.errors import ConfigError, DataError
 
@@ -91,6 +93,9 @@ def read(
         name=name or str(known.get("name") or stem or path),
     )
     interactions, texts = _reader(detect(path) if format == "auto" else format)(path, options)
+    for frame in (interactions, texts):
+        if frame is not None:
+            _refuse_zero_bytes(frame, options.name)
     return Dataset.from_frames(interactions, texts, name=options.name, seed=seed)
 
 
@@ -154,6 +159,18 @@ def _unpacked(path: Path) -> Path:
             f"frugalrec data get movielens-latest-small"
         )
     return path
+
+
+def _refuse_zero_bytes(frame: pl.DataFrame, name: str) -> None:
+    """Refuse ids that arrays of text cannot hold apart: NumPy drops zero bytes at the end."""
+    for column in (USER, ITEM):
+        if column in frame.columns and frame[column].dtype == pl.String:
+            bad = frame[column].str.contains("\0", literal=True).fill_null(False)
+            if bad.any():
+                raise DataError(
+                    f"{name}: the {column} id {frame[column][int(bad.arg_max() or 0)]!r} holds a zero byte; "
+                    f"the file is damaged or not a text file."
+                )
 
 
 def _reader(format: str) -> Callable[[Path, ReadOptions], Frames]:
