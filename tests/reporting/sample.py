@@ -141,3 +141,10 @@ def sample(**changes):
         config_yaml="data:\n  name: film-club\n  split: time\nllm:\n  model: smollm2-135m\nselection:\n  budget: 1024\n",
     )  # fmt: skip
     return Report(**{**values, **changes})
+
+
+def bare(**changes):
+    """The same arms without any other part: quick to draw."""
+    empty = dict(deciles=None, warmth=(), audit=(), stages=(), selection=None, tuning=None, weights=None, notes=(),
+                 versions={}, seeds={}, hashes={}, config_yaml="", dataset={})  # fmt: skip
+    return sample(**{**empty, **changes})

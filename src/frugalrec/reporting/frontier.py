@@ -40,7 +40,7 @@ def quality_cost(report: Report) -> Plot | None:
             axes.plot(xs, ys, drawstyle="steps-post", color=COLOURS["step"], linewidth=1.1, zorder=1)
         for arm in arms:
             _draw_arm(axes, report, arm)
-        axes.margins(x=0.16 if width < 500 else 0.1, y=0.1)
+        axes.margins(x=0.2 if width < 500 else 0.14, y=0.1)
         axes.set_xlabel("Milliseconds per user, log scale")
         axes.set_title(name, loc="left", fontsize=11, color=COLOURS["muted"])
         axes.xaxis.set_major_formatter(lambda value, _: words.plain(value))
@@ -134,13 +134,13 @@ def _steps(axes: Axes, report: Report, frontier: Sequence[Arm]) -> list[Box]:
 
 def _name(report: Report, arm: Arm) -> str:
     role = " (reference)" if arm.name == report.reference else " (oracle)" if arm.oracle else ""
-    return words.clean(arm.label) + role
+    return words.shorten(arm.label, 30) + role
 
 
 def _leader(axes: Axes, anchor: tuple[float, float], box: Box) -> None:
     """Draw a thin line from a mark to a label that had to move away."""
     if box.distance(anchor) > 13:
-        near = (min(max(anchor[0], box.x0), box.x1), min(max(anchor[1], box.y0), box.y1))
+        near = box.nearest(anchor)
         xs, ys = [anchor[0], near[0]], [anchor[1], near[1]]
         axes.plot(xs, ys, transform=None, color=COLOURS["muted"], linewidth=0.6, zorder=1)
 

@@ -65,9 +65,9 @@ def _masthead(report: Report) -> str:
 
 
 def _footer(report: Report) -> str:
-    version = report.versions.get("frugalrec", "")
+    program = f"frugalrec {report.versions.get('frugalrec', '')}"
     return (
-        f'<footer class="small"><p>Written by frugalrec {escape(version)} on {escape(report.created)}. '
+        f'<footer class="small"><p>Written by {escape(program)} on {escape(report.created)}. '
         f"The same content lies beside this page as report.md and report.json.</p></footer>"
     )
 

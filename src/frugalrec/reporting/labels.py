@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+_SLACK, _MARK = 3.0, 5.0
 _DISTANCES = (7.0, 12.0, 18.0, 26.0, 36.0, 48.0, 62.0)
 
 
@@ -23,10 +24,13 @@ class Box:
         """Return whether both rectangles share more than an edge."""
         return self.x0 < other.x1 and other.x0 < self.x1 and self.y0 < other.y1 and other.y0 < self.y1
 
+    def nearest(self, point: tuple[float, float]) -> tuple[float, float]:
+        """Return the point of this rectangle that is nearest to `point`."""
+        return min(max(point[0], self.x0), self.x1), min(max(point[1], self.y0), self.y1)
+
     def distance(self, point: tuple[float, float]) -> float:
         """Return how far `point` is from this rectangle; 0 inside it."""
-        x, y = point
-        return math.hypot(max(self.x0 - x, 0.0, x - self.x1), max(self.y0 - y, 0.0, y - self.y1))
+        return math.dist(self.nearest(point), point)
 
     def inside(self, other: Box) -> bool:
         """Return whether this rectangle lies within `other`."""
@@ -53,12 +57,14 @@ def place(
     taken = list(obstacles)
     placed: list[Box | None] = []
     for anchor, size in zip(anchors, sizes, strict=True):
+        others = [other for other in anchors if other != anchor]
         boxes = [box for box in _around(anchor, size) if _is_free(box, taken, frame)]
+        reached = [box for box in boxes if not _crosses(anchor, box, others)]
         # A label that is nearer to another mark would be read as that mark's name.
         clear = [
-            box for box in boxes if all(box.distance(anchor) <= box.distance(other) for other in anchors)
+            b for b in reached if all(b.distance(anchor) <= b.distance(other) + _SLACK for other in others)
         ]
-        free = next(iter(clear or boxes), None)
+        free = next(iter(clear or reached or boxes), None)
         placed.append(free)
         if free is not None:
             taken.append(free)
@@ -86,6 +92,17 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
 
 def _is_free(box: Box, taken: Sequence[Box], frame: Box) -> bool:
     return box.inside(frame) and not any(box.touches(other) for other in taken)
+
+
+def _is_nearest(anchor: tuple[float, float], box: Box, others: Sequence[tuple[float, float]]) -> bool:
+    return all(box.distance(anchor) <= box.distance(other) + _SLACK for other in others)
+
+
+def _crosses(anchor: tuple[float, float], box: Box, others: Sequence[tuple[float, float]]) -> bool:
+    """Return whether the way from a mark to its label passes over another mark."""
+    x, y = box.nearest(anchor)
+    steps = [(anchor[0] + (x - anchor[0]) * t / 8, anchor[1] + (y - anchor[1]) * t / 8) for t in range(1, 8)]
+    return any(math.dist(step, other) < _MARK for step in steps for other in others)
 
 
 def _around(anchor: tuple[float, float], size: tuple[float, float]) -> list[Box]:

@@ -40,9 +40,8 @@ def render_markdown(report: Report) -> str:
     for title, parts in sections:
         if any(parts):
             blocks += [f"## {title}", *parts]
-    blocks.append(
-        f"Written by frugalrec {_text(report.versions.get('frugalrec', ''))} on {_text(report.created)}."
-    )
+    program = f"frugalrec {report.versions.get('frugalrec', '')}"
+    blocks.append(f"Written by {_text(program)} on {_text(report.created)}.")
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 

@@ -66,7 +66,9 @@ def deciles(report: Report) -> Plot | None:
                 xs, means, color=colour, linestyle=_LINES[arm.kind], marker=MARKERS[arm.kind], markersize=5.5
             )
         narrow = width < 500
-        axes.set_xticks(xs, [words.clean(label) for label in table.labels], fontsize=8.5 if narrow else 10)
+        axes.set_xticks(
+            xs, [words.shorten(label, 11) for label in table.labels], fontsize=8.5 if narrow else 10
+        )
         if narrow:
             axes.tick_params(axis="x", rotation=60)
         axes.set_xlabel("Interactions of the user")
@@ -152,7 +154,9 @@ def stages(report: Report) -> Plot | None:
             axes.barh(y, stage.wall_s, 0.56, facecolor=face, edgecolor=colour, linewidth=1.1)
             text = words.duration(stage.wall_s) + (", reused" if stage.reused else "")
             axes.annotate(text, (stage.wall_s, y), (6, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(rows)), [words.clean(stage.name) for stage in rows], color=COLOURS["ink"])
+        axes.set_yticks(
+            range(len(rows)), [words.shorten(stage.name, 18) for stage in rows], color=COLOURS["ink"]
+        )
         axes.set_xticks([])
         axes.margins(y=0.02)
         axes.set_xlim(0, longest.wall_s * (1.45 if width < 500 else 1.15))
@@ -187,7 +191,7 @@ def _label_ends(
     ends = [next((v.mean for v in reversed(row) if words.defined(v.mean)), 0.0) for _, row in rows]
     if inside:
         handles = [line for line in axes.get_lines()]
-        names = [words.clean(name) for name, _ in rows]
+        names = [words.shorten(name, 34) for name, _ in rows]
         figure.legend(handles, names, loc="outside upper left", frameon=False, fontsize=10, handlelength=2.6)
         return
     figure.draw_without_rendering()
@@ -195,7 +199,9 @@ def _label_ends(
     last = len(rows[0][1]) - 1
     for (name, _), line, at, wanted in zip(rows, axes.get_lines(), spread(pixels, 15.0), pixels, strict=True):
         end = axes.transData.inverted().transform((0, wanted))[1]
-        text = axes.annotate(words.clean(name), (last, end), (10, at - wanted), textcoords="offset points")
+        text = axes.annotate(
+            words.shorten(name, 26), (last, end), (10, at - wanted), textcoords="offset points"
+        )
         text.set(va="center", color=line.get_color())
 
 

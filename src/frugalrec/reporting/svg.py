@@ -64,6 +64,7 @@ def style() -> Iterator[None]:
     with warnings.catch_warnings(), matplotlib.rc_context(_SETTINGS):
         # Names in scripts that the measuring font lacks are drawn by the reader's own fonts.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        warnings.filterwarnings("ignore", message=r"constrained_layout not applied")
         warnings.filterwarnings("ignore", message=r"Matplotlib currently does not support .* natively")
         yield
 

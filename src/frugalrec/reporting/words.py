@@ -14,6 +14,12 @@ _ABBREVIATIONS = {"ndcg", "mrr", "map", "auc", "rmse"}
 _KINDS = {"cheap": "cheap model", "llm": "LLM", "fusion": "LLM + cheap model", "control": "control"}
 
 
+def shorten(text: object, length: int) -> str:
+    """Return `text` on one line, cut to at most `length` characters."""
+    line = clean(text)
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
 def defined(value: float | None) -> bool:
     """Return whether `value` is a finite number."""
     return value is not None and math.isfinite(value)
