@@ -51,6 +51,7 @@ class RecommendersConfig(Section):
 
     names: tuple[str, ...] = (
         "random",
+        "max-id",
         "popularity",
         "recent-popularity",
         "markov",

@@ -36,7 +36,8 @@ def run_pipeline(
         prepared = data.prepare(run, config)
 
         # recommenders: every cheap model, and the one whose lists the LLM may re-rank
-        arms = [cheap.fit_and_evaluate(run, config, prepared, name) for name in config.recommenders.names]
+        names = cheap.applicable(config, prepared)
+        arms = [cheap.fit_and_evaluate(run, config, prepared, name) for name in names]
         first = cheap.choose_first_stage(config, arms)
 
         # the LLM, unless the run goes without

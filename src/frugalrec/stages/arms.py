@@ -71,7 +71,7 @@ def llm_arms(
     config: RunConfig, data: Prepared, first: CheapArm, served: Served, prices: Prices | None
 ) -> Iterator[Candidate]:
     """Yield every way to use the LLM's answers, and the controls beside them."""
-    whole, depth = first.rankings["test"], config.llm.candidates
+    whole = first.rankings["test"]
     for variant in served.variants.values():
         cost = _llm_cost(first, served, variant, whole.users.size, prices)
         for name, label, kind, why, part in _variant_lists(config, first, served, variant):

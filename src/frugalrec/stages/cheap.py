@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from frugalrec.config import RunConfig
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.splits import Fold, Split
@@ -100,6 +102,12 @@ def load_model(
     options = run_options(name, config.recommenders.options.get(name, {}), config.seed)
     folder = "model.train" if fitted_on == "train" and config.recommenders.refit else "model"
     return create(name, **options).load(path / folder, data)
+
+
+def applicable(config: RunConfig, data: Prepared) -> list[str]:
+    """Return the models that fit the data: the max-id control is for data with numbered items only."""
+    numbered = np.char.isdecimal(data.dataset.item_ids).all()
+    return [name for name in config.recommenders.names if numbered or name != "max-id"]
 
 
 def choose_first_stage(config: RunConfig, arms: list[CheapArm]) -> CheapArm:

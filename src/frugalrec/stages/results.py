@@ -100,7 +100,7 @@ def assemble(
 
 
 def _arm(candidate: Candidate, reference: Candidate, config: RunConfig) -> Arm:
-    options = {
+    options: dict[str, Any] = {
         "level": config.evaluation.level,
         "resamples": config.evaluation.resamples,
         "seed": config.seed,
