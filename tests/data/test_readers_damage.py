@@ -75,7 +75,7 @@ def damaged(data: bytes, changes: list[tuple[float, str, bytes]]) -> bytes:
 
 
 @pytest.mark.parametrize("format", READERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(changes=edits, choice=st.integers(0, 99))
 def test_damage_is_an_error_of_ours_or_none(samples, tmp_path_factory, format, changes, choice):
     folder = tmp_path_factory.mktemp("damaged") / "set"
