@@ -87,11 +87,12 @@ class CandidateReranker:
         keys = {text: answer_key(self.llm.fingerprint, text, self.prompt.answers) for text in texts}
         stored = {} if cache is None else cache.get(keys.values())
         known = {text: stored[key] for text, key in keys.items() if key in stored}
-        asked: list[PromptGroup] = []
+        missing: dict[str, dict[str, None]] = {}  # prefix -> suffixes; users may share both
         for group in groups:
-            missing = [s for s in dict.fromkeys(group.suffixes) if group.prefix + s not in known]
-            if missing:
-                asked.append(PromptGroup(prefix=group.prefix, suffixes=tuple(missing)))
+            for suffix in group.suffixes:
+                if group.prefix + suffix not in known:
+                    missing.setdefault(group.prefix, {})[suffix] = None
+        asked = [PromptGroup(prefix=prefix, suffixes=tuple(some)) for prefix, some in missing.items()]
         if not asked:
             return known, Usage()
         logits, usage = self.llm.choose(asked, self.prompt.answers)

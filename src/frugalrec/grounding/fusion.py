@@ -34,7 +34,8 @@ def standard_scores(values: NDArray[Any], known: NDArray[np.bool_]) -> DoubleArr
     deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
     # Rounding leaves a row of equal values with a deviation of about 1e-17, not 0.
     flat = deviation <= 1e-9 * np.abs(filled).max(axis=1, keepdims=True, initial=0.0)
-    return np.divide(centred, deviation, out=np.zeros_like(centred), where=~flat)
+    scores: DoubleArray = np.divide(centred, deviation, out=np.zeros_like(centred), where=~flat)
+    return scores
 
 
 def fuse(ranking: Ranking, llm_scores: FloatArray, weight: float, m: int | None = None) -> Ranking:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,13 +80,22 @@ def choose_dtype(dtype: DType, device: str) -> str:
     return "bfloat16" if device == "cpu" and fast_bfloat16() else "float32"
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence a deprecation between peft and transformers that no user can act on."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        yield
+
+
 def with_adapter(network: Any, adapter: Path) -> Any:
     """Return the network with a PEFT adapter on top."""
     peft = require("peft", "llm")
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise ModelError(f"{adapter} is not an adapter: it has no adapter_config.json.")
     try:
-        return peft.PeftModel.from_pretrained(network, str(adapter))
+        with quiet_peft():
+            return peft.PeftModel.from_pretrained(network, str(adapter))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise ModelError(f"the adapter {adapter} does not fit the model: {error}") from error
 

@@ -34,7 +34,8 @@ class Longest(Scorer):
         window = np.diff(examples.indptr)
         # A fraction below 1 orders rows whose windows are equally long, and moves none past another.
         total = dataset.lengths[examples.users] / (1.0 + dataset.lengths.max())
-        return (window + total).astype(np.float32)
+        scores: FloatArray = (window + total).astype(np.float32)
+        return scores
 
 
 class Recent(Scorer):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from frugalrec.errors import ModelError
+from frugalrec.llm.loading import quiet_peft
+from frugalrec.llm.prefix import Row
+from frugalrec.rng import generator
 from frugalrec.tuning.base import Progress
-from frugalrec.tuning.packing import Packed, answer_logits, collate
+from frugalrec.tuning.losses import LOSSES, auc
+from frugalrec.tuning.packing import answer_logits, collate
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -33,43 +37,9 @@ WEIGHTS = "adapter_model.safetensors"
 class LabelledGroup:
     """Prompts of one user, packed, with their labels."""
 
-    packed: Packed
+    packed: Row
     labels: NDArray[np.bool_]
     """True where the right answer is Yes, (n_prompts,)."""
-
-
-def two_way_loss(logits: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over (Yes, No) at the answer position; other tokens play no part.
-
-    Args:
-        logits: (n, 2), Yes first.
-        labels: (n,), true for Yes.
-        groups: (n,); not used.
-    """
-    return torch.nn.functional.cross_entropy(logits, (~labels).long())
-
-
-def listwise_loss(logits: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Mean over groups of -log softmax(log-odds) at the group's positives.
-
-    It asks for the right order inside a user's list and leaves the overall rate of Yes alone, which
-    is what re-ranking needs.
-
-    Args:
-        logits: (n, 2), Yes first.
-        labels: (n,), true for Yes.
-        groups: (n,), group number of each row, 0..n_groups - 1.
-    """
-    odds = logits[:, 0] - logits[:, 1]
-    member = groups[None, :] == torch.arange(int(groups.max()) + 1, device=groups.device)[:, None]
-    total = torch.logsumexp(odds[None, :].masked_fill(~member, -torch.inf), dim=1)  # (n_groups,)
-    positive = (member & labels[None, :]).float()
-    counted = positive.sum(dim=1)
-    mean = (positive * odds[None, :]).sum(dim=1) / counted.clamp(min=1)
-    return (total - mean)[counted > 0].mean()
-
-
-LOSSES = {"two-way": two_way_loss, "listwise": listwise_loss}
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
@@ -77,6 +47,10 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     answers: tuple[int, int]
     loss_name: str
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        # The items are batches in their final order, so that a resumed run sees the ones it missed.
+        return torch.utils.data.SequentialSampler(self.train_dataset)
 
     def compute_loss(
         self,
@@ -96,34 +70,28 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
     def __init__(
         self,
         progress: Progress | None,
-        validation: Sequence[LabelledGroup],
-        answers: tuple[int, int],
         folder: Path,
-        loss: str,
+        per_epoch: int,
+        validate: Callable[[Any], dict[str, float]],
     ) -> None:
-        self.progress, self.validation, self.answers = progress, validation, answers
-        self.folder, self.loss = folder, loss
+        self.progress, self.folder, self.per_epoch, self.validate = progress, folder, per_epoch, validate
         self.history: list[dict[str, float]] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         path = self.folder / "validation.json"
         if path.is_file():  # a resumed run remembers the epochs that it had judged
             known = json.loads(path.read_text(encoding="utf-8"))
-            self.history = [entry for entry in known if entry["epoch"] <= (state.epoch or 0)]
+            self.history = [e for e in known if e["epoch"] * self.per_epoch <= state.global_step]
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step % self.per_epoch == 0 and (judged := self.validate(model)):
+            entry = {"epoch": state.global_step // self.per_epoch, **judged}
+            if all(entry["loss"] < other["loss"] for other in self.history):
+                save_file(adapter_weights(model), self.folder / "best.safetensors")
+            self.history.append(entry)
+            (self.folder / "validation.json").write_text(json.dumps(self.history), encoding="utf-8")
         if self.progress is not None:
             self.progress(state.global_step, state.max_steps)
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if not self.validation:
-            return
-        entry = {"epoch": float(round(state.epoch)), **judge(model, self.validation, self.answers, self.loss)}
-        if all(entry["loss"] < other["loss"] for other in self.history):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(adapter_weights(model), self.folder / "best.safetensors")
-        self.history.append(entry)
-        (self.folder / "validation.json").write_text(json.dumps(self.history), encoding="utf-8")
 
 
 def judge(
@@ -138,25 +106,15 @@ def judge(
     return {"loss": float(LOSSES[loss](logits, labels, numbers)), "auc": auc(odds, labels.numpy())}
 
 
-def auc(scores: NDArray[Any], labels: NDArray[np.bool_]) -> float:
-    """Return the share of (positive, negative) pairs in the right order, ties one half; NaN if none."""
-    positives, negatives = scores[labels], np.sort(scores[~labels])
-    if not positives.size or not negatives.size:
-        return float("nan")
-    below = np.searchsorted(negatives, positives, "left")
-    upto = np.searchsorted(negatives, positives, "right")
-    return float((below + upto).mean() / (2 * negatives.size))
-
-
 @torch.no_grad()
-def evaluate_groups(model: Any, groups: Sequence[Packed], answers: tuple[int, int]) -> list[torch.Tensor]:
+def evaluate_groups(model: Any, groups: Sequence[Row], answers: tuple[int, int]) -> list[torch.Tensor]:
     """Return the answer logits of each group, (n_prompts, 2) on the CPU, without dropout."""
     was_training = model.training
     model.eval()
     device, dtype = next(model.parameters()).device, compute_dtype(model)
     logits = []
     for group in groups:
-        batch = {key: value.to(device) for key, value in collate([group], dtype).items()}
+        batch = {name: tensor.to(device) for name, tensor in collate([group], dtype).items()}
         logits.append(answer_logits(model, batch, answers).cpu())
     model.train(was_training)
     return logits
@@ -177,7 +135,8 @@ def add_lora(
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config)
+    with quiet_peft():
+        return get_peft_model(model, config)
 
 
 def train(
@@ -203,7 +162,7 @@ def train(
         answers: Token ids of Yes and No.
         folder: Where checkpoints live while training goes on.
         epochs: Passes over the groups.
-        learning_rate: Peak rate; a tenth of the steps warm up, then it falls to 0.
+        learning_rate: Rate of the first step; it falls linearly to 0.
         groups_per_batch: Groups in one step.
         loss: Name in `LOSSES`.
         seed: Seed of order and dropout.
@@ -213,24 +172,25 @@ def train(
         `loss_curve` ((step, loss) pairs), `validation` (one entry an epoch), `best_epoch`, `resumed_at`.
     """
     dtype = compute_dtype(model)
-    items = [{"input_ids": g.packed.tokens.tolist(), "group": g} for g in groups]
 
-    def collator(batch: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        inputs = collate([item["group"].packed for item in batch], dtype)
-        inputs["labels"] = torch.from_numpy(np.concatenate([item["group"].labels for item in batch]))
+    def collator(items: Sequence[Sequence[LabelledGroup]]) -> dict[str, torch.Tensor]:
+        (batch,) = items
+        inputs = collate([group.packed for group in batch], dtype)
+        inputs["labels"] = torch.from_numpy(np.concatenate([group.labels for group in batch]))
         return inputs
 
-    steps = epochs * -(-len(groups) // groups_per_batch)
+    def validate(current: Any) -> dict[str, float]:
+        return judge(current, validation, answers, loss) if validation else {}
+
+    order = batches([group.packed.length for group in groups], groups_per_batch, epochs, seed)
     arguments = TrainingArguments(
         output_dir=str(folder),
-        num_train_epochs=epochs,
+        num_train_epochs=1,  # the batches of all epochs, one after the other
+        per_device_train_batch_size=1,
         learning_rate=learning_rate,
-        per_device_train_batch_size=groups_per_batch,
-        train_sampling_strategy="group_by_length",
-        warmup_steps=max(1, steps // 10),
         weight_decay=0.0,
         logging_steps=1,
-        save_steps=max(1, steps // 8),
+        save_steps=max(1, len(order) // 8),
         save_total_limit=1,
         seed=seed,
         report_to="none",
@@ -239,9 +199,13 @@ def train(
         dataloader_pin_memory=False,
         use_cpu=next(model.parameters()).device.type == "cpu",
     )
-    reporter = _Reporter(progress, validation, answers, folder, loss)
+    reporter = _Reporter(progress, folder, len(order) // epochs, validate)
     trainer = _Trainer(
-        model=model, args=arguments, train_dataset=items, data_collator=collator, callbacks=[reporter]
+        model=model,
+        args=arguments,
+        train_dataset=[[groups[i] for i in batch] for batch in order],
+        data_collator=collator,
+        callbacks=[reporter],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.answers, trainer.loss_name = answers, loss
@@ -258,6 +222,27 @@ def train(
         "best_epoch": best,
         "resumed_at": 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
     }
+
+
+def batches(lengths: Sequence[int], size: int, epochs: int, seed: int) -> list[list[int]]:
+    """Return the batches of all epochs: seeded order, groups of similar length together.
+
+    Args:
+        lengths: Tokens of each group.
+        size: Groups in a batch; the last of an epoch may be smaller.
+        epochs: Passes over the groups.
+        seed: Seed of the order; each epoch has its own.
+    """
+    order: list[list[int]] = []
+    for epoch in range(epochs):
+        rng = generator(seed, "tuning", "order", epoch)
+        shuffled = rng.permutation(len(lengths))
+        # Sorting inside pools of eight batches saves most padding and keeps the order random enough.
+        pools = [shuffled[i : i + 8 * size] for i in range(0, shuffled.size, 8 * size)]
+        similar = np.concatenate([sorted(pool, key=lambda i: -lengths[i]) for pool in pools])
+        cut = [similar[i : i + size].tolist() for i in range(0, similar.size, size)]
+        order += [cut[i] for i in rng.permutation(len(cut))]
+    return order
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -305,26 +290,3 @@ def save(model: Any, folder: Path) -> str:
     model.save_pretrained(folder, safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)  # an empty model card
     return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
-
-
-def check_reload(
-    fresh: Any, folder: Path, groups: Sequence[Packed], answers: tuple[int, int], trained: list[torch.Tensor]
-) -> float:
-    """Load the adapter on a fresh base model and compare logits with the trained model's.
-
-    Returns:
-        The largest absolute difference.
-
-    Raises:
-        ModelError: If the difference exceeds 1e-3 of the largest logit.
-    """
-    reloaded = PeftModel.from_pretrained(fresh, str(folder))
-    again = evaluate_groups(reloaded, groups, answers)
-    difference = max(float((a - b).abs().max()) for a, b in zip(trained, again, strict=True))
-    scale = max(1.0, *(float(a.abs().max()) for a in trained))
-    if not difference <= 1e-3 * scale:
-        raise ModelError(
-            f"the saved adapter in {folder} gives other logits than the trained model "
-            f"(largest difference {difference:.3g}). Tune again; if it recurs, report your peft version."
-        )
-    return difference

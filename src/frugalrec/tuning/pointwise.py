@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 import time
 from collections.abc import Sequence
@@ -17,24 +16,22 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 
-from frugalrec.data.dataset import Dataset
-from frugalrec.data.examples import Examples
 from frugalrec.errors import ConfigError, DataError, ModelError, require
-from frugalrec.llm.prompts import RerankPrompt
-from frugalrec.rng import generator
+from frugalrec.llm.base import PromptGroup
 from frugalrec.tuning.base import Progress, TrainingRow, Tuner
-from frugalrec.tuning.packing import Packed, pack
-from frugalrec.types import PAD, Adapter, IntArray
+from frugalrec.tuning.packing import pack
+from frugalrec.tuning.rows import build_rows
+from frugalrec.types import Adapter, FloatArray
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
     from frugalrec.tuning.lora import LabelledGroup
 
-logger = logging.getLogger(__name__)
+__all__ = ["PointwiseConfig", "PointwiseTuner", "build_rows", "check_reload"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +41,7 @@ class PointwiseConfig:
     epochs: int = 2
     """Passes over the rows."""
     learning_rate: float = 1e-3
-    """Peak rate; the tenth part of the steps warms up, then it falls to 0."""
+    """Rate of the first step; it falls linearly to 0."""
     rank: int = 8
     """Rank of the LoRA matrices."""
     alpha: int = 16
@@ -75,59 +72,6 @@ class PointwiseConfig:
             raise ConfigError(f"tuning: unknown loss {self.loss!r}; choose two-way or listwise.")
 
 
-def build_rows(
-    examples: Examples,
-    dataset: Dataset,
-    cheap_negatives: IntArray,
-    prompt: RerankPrompt,
-    *,
-    n_negatives: int = 3,
-    seed: int = 0,
-) -> list[TrainingRow]:
-    """Turn examples into yes/no rows: the target, and candidates of the cheap model in its place.
-
-    Where the prompt shows ratings (`prompt.min_like`) and the target was rated below it, the target
-    is a No too: the user chose it and was disappointed.
-
-    Args:
-        examples: The selected rows.
-        dataset: The data set of the examples, for titles and for what else the user has consumed.
-        cheap_negatives: The cheap model's list for each row, (n, m), best first, padded with -1.
-        prompt: The prompt that inference will use.
-        n_negatives: Negatives per row, drawn from the list without replacement; fewer where the
-            list, less the target and everything the user has consumed, is shorter.
-        seed: Seed of the draw; a row's draw depends on its user and target only.
-
-    Raises:
-        DataError: If the list has another number of rows than the examples.
-    """
-    lists = np.asarray(cheap_negatives)
-    if lists.ndim != 2 or lists.shape[0] != len(examples):
-        raise DataError(
-            f"cheap_negatives must have one row per example, ({len(examples)}, m); got {lists.shape}."
-        )
-    if n_negatives < 0:
-        raise ConfigError(f"n_negatives must be at least 0, not {n_negatives}.")
-    rows: list[TrainingRow] = []
-    for number, (user, target) in enumerate(zip(examples.users, examples.targets, strict=True)):
-        history = examples.history(number)
-        window = slice(examples.indptr[number], examples.indptr[number + 1])
-        values = None if examples.values is None else examples.values[window]
-        prefix = prompt.for_history(history.tolist(), values, dataset.titles)
-        known = np.concatenate([history, dataset.history(int(user)), [target, PAD]])
-        free = lists[number][~np.isin(lists[number], known)]
-        draw = generator(seed, "negatives", int(user), int(target)).permutation(free.size)[:n_negatives]
-        liked = (
-            prompt.min_like is None
-            or examples.labels is None
-            or bool(examples.labels[number] >= prompt.min_like)
-        )
-        for item, label in [(int(target), liked), *((int(free[i]), False) for i in draw)]:
-            text = prefix + prompt.suffix(dataset.titles[item])
-            rows.append(TrainingRow(prompt=text, label=label, group=number))
-    return rows
-
-
 class PointwiseTuner(Tuner):
     """LoRA tuning on yes/no rows, by the Hugging Face Trainer."""
 
@@ -148,32 +92,24 @@ class PointwiseTuner(Tuner):
         *,
         progress: Progress | None = None,
     ) -> Adapter:
-        """Tune on `rows`; see `Tuner.tune`. A second copy of the model is loaded for it."""
+        """Tune on `rows`; see `Tuner.tune`. A second copy of the base model is loaded for it."""
         require("peft", "llm")
         from frugalrec.tuning import lora
 
-        if not any(row.label for row in rows) or all(row.label for row in rows):
-            raise DataError(
-                f"tuning needs rows of both answers; got {sum(row.label for row in rows)} Yes "
-                f"among {len(rows)}. Raise the number of samples or of negatives."
-            )
-        config = self.config
-        started, cpu = time.perf_counter(), time.process_time()
-        tokenizer = base.tokenizer
-        tokens = answer_tokens(tokenizer, rows[0].prompt, self.answers)
-        groups = self._groups(tokenizer, rows)
-        judged = self._groups(tokenizer, validation) if validation else []
+        _check(base, rows)
+        config, started, cpu = self.config, time.perf_counter(), time.process_time()
+        groups, tokens = self._groups(base, rows)
+        judged = self._groups(base, validation)[0] if validation else []
         key = self._key(base, rows, validation)
         checkpoints = _prepared(out, key)
         model = lora.add_lora(
-            base.fresh_model(),
+            _fresh(base).network,
             rank=config.rank,
             alpha=config.alpha,
             dropout=config.dropout,
             targets=config.target_modules,
             seed=config.seed,
         )
-        per_group = max(1, round(len(rows) / len(groups)))
         outcome = lora.train(
             model,
             groups,
@@ -182,56 +118,70 @@ class PointwiseTuner(Tuner):
             checkpoints,
             epochs=config.epochs,
             learning_rate=config.learning_rate,
-            groups_per_batch=max(1, config.batch_size // per_group),
+            groups_per_batch=max(1, config.batch_size * len(groups) // len(rows)),
             loss=config.loss,
             seed=config.seed,
             progress=progress,
         )
         trained_s = time.perf_counter() - started
         sha256 = lora.save(model, out)
-        probe = [group.packed for group in groups[:4]]
-        logits = lora.evaluate_groups(model, probe, tokens)
+        probe = groups[:4]
+        logits = lora.evaluate_groups(model, [group.packed for group in probe], tokens)
+        odds = np.concatenate([(pair[:, 0] - pair[:, 1]).numpy() for pair in logits])
         n_parameters = sum(matrix.numel() for matrix in lora.adapter_weights(model).values())
-        del model
-        difference = lora.check_reload(base.fresh_model(), out, probe, tokens, logits)
-        shutil.rmtree(checkpoints)
-        once = sum(len(group.packed) for group in groups)
+        del model  # before the next copy is loaded
+        probed = rows[: odds.size]
         evidence = {
             **outcome,
             "config": asdict(config),
             "answers": list(self.answers),
-            "key": key,
             "rows": len(rows),
             "groups": len(groups),
-            "validation_rows": sum(group.labels.size for group in judged),
+            "validation_rows": len(validation or ()),
             "trainable_parameters": n_parameters,
-            "tokens_trained": config.epochs * once,
-            "tokens_without_packing": config.epochs * sum(g.packed.n_tokens_alone for g in groups),
-            "tokens_validated": config.epochs * sum(len(group.packed) for group in judged),
+            "tokens_trained": config.epochs * _tokens(groups),
+            "tokens_trained_without_packing": config.epochs * _tokens(groups, alone=True),
+            "tokens_validated": config.epochs * _tokens(judged),
+            "reload_difference": check_reload(base, out, probed, self.answers, odds),
             "seconds": time.perf_counter() - started,
             "cpu_seconds": time.process_time() - cpu,
             "samples_per_second": config.epochs * len(rows) / trained_s,
-            "reload_max_difference": difference,
             "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
         }
+        shutil.rmtree(checkpoints)
         (out / "evidence.json").write_text(json.dumps(evidence, indent=1), encoding="utf-8")
         return Adapter(path=out, base=base.model, sha256=sha256, evidence=evidence)
 
-    def _groups(self, tokenizer: Any, rows: Sequence[TrainingRow]) -> list[LabelledGroup]:
+    def _groups(
+        self, base: LocalLM, rows: Sequence[TrainingRow]
+    ) -> tuple[list[LabelledGroup], tuple[int, int]]:
+        """Return the packed groups and the answers' tokens, tokenised as for inference."""
+        from frugalrec.llm.queries import answer_queries
         from frugalrec.tuning.lora import LabelledGroup
 
-        encoded = encode(tokenizer, [row.prompt for row in rows], self.config.max_tokens)
-        numbered = enumerate(rows)
-        if self.config.packing:
-            parts = [[i for i, _ in part] for _, part in groupby(numbered, key=lambda pair: pair[1].group)]
-        else:
-            parts = [[i] for i, _ in numbered]
-        return [
+        prompts = PromptGroup(prefix="", suffixes=tuple(row.prompt for row in rows))
+        (queries,) = answer_queries(base, [prompts], self.answers)
+        longest = max(range(len(rows)), key=lambda i: len(queries[i].tokens))
+        if len(queries[longest].tokens) > self.config.max_tokens:
+            raise DataError(
+                f"a prompt has {len(queries[longest].tokens)} tokens, more than "
+                f"max_tokens={self.config.max_tokens}: {rows[longest].prompt[:60]!r}... "
+                f"Shorten the window or the titles, or raise max_tokens."
+            )
+        found = {tuple(query.targets[0].tolist()) for query in queries}
+        if len(found) > 1:
+            raise ModelError(f"the answers {self.answers} have other tokens after other prompts: {found}.")
+        numbers = range(len(rows))
+        split = groupby(numbers, key=lambda i: rows[i].group if self.config.packing else i)
+        parts = [list(part) for _, part in split]
+        groups = [
             LabelledGroup(
-                packed=pack([encoded[i] for i in part]), labels=np.array([rows[i].label for i in part])
+                packed=pack([queries[i].tokens for i in part]), labels=np.array([rows[i].label for i in part])
             )
             for part in parts
         ]
+        yes, no = found.pop()
+        return groups, (yes, no)
 
     def _key(
         self, base: LocalLM, rows: Sequence[TrainingRow], validation: Sequence[TrainingRow] | None
@@ -246,38 +196,68 @@ class PointwiseTuner(Tuner):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def encode(tokenizer: Any, prompts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Return the token ids of each whole prompt.
+def check_reload(
+    base: LocalLM, adapter: Path, rows: Sequence[TrainingRow], answers: tuple[str, str], odds: FloatArray
+) -> float:
+    """Load the adapter from disk on a fresh base model, ask as inference asks, and compare.
+
+    Args:
+        base: The model that was tuned.
+        adapter: The adapter's folder.
+        rows: Some training rows.
+        answers: The answers' texts.
+        odds: The trained model's log-odds of those rows, (n,).
+
+    Returns:
+        The largest absolute difference of log-odds.
 
     Raises:
-        DataError: If a prompt is longer than `max_tokens`.
+        ModelError: If it exceeds what rounding explains.
     """
-    encoded: list[list[int]] = tokenizer(list(prompts))["input_ids"]
-    longest = max(range(len(encoded)), key=lambda i: len(encoded[i]))
-    if len(encoded[longest]) > max_tokens:
-        raise DataError(
-            f"a prompt has {len(encoded[longest])} tokens, more than max_tokens={max_tokens}: "
-            f"{prompts[longest][:60]!r}... Shorten the window or the titles, or raise max_tokens."
+    groups = [
+        PromptGroup(prefix="", suffixes=tuple(row.prompt for row in part))
+        for _, part in groupby(rows, key=lambda row: row.group)
+    ]
+    answered, _ = _fresh(base, adapter).choose(groups, answers)
+    again = np.concatenate([pair[:, 0] - pair[:, 1] for pair in answered])
+    difference = float(np.abs(again - odds).max())
+    tolerance = (1e-3 if base.dtype == "float32" else 0.1) * max(1.0, float(np.abs(odds).max()))
+    if not difference <= tolerance:
+        raise ModelError(
+            f"the saved adapter in {adapter} gives other answers than the trained model (log-odds differ "
+            f"by up to {difference:.3g}). Tune again; if it recurs, report your peft version."
         )
-    return encoded
+    return difference
 
 
-def answer_tokens(tokenizer: Any, prompt: str, answers: tuple[str, str]) -> tuple[int, int]:
-    """Return the first token of each answer as it stands after a prompt.
+def _check(base: LocalLM, rows: Sequence[TrainingRow]) -> None:
+    if base.is_encoder_decoder:
+        raise ModelError(f"{base.model} is an encoder-decoder; yes/no tuning needs a decoder-only model.")
+    if base.adapter is not None:
+        raise ModelError(f"{base.model} already carries the adapter {base.adapter}; tune the plain model.")
+    n_yes = sum(row.label for row in rows)
+    if n_yes in (0, len(rows)):
+        raise DataError(
+            f"tuning needs rows of both answers; got {n_yes} Yes among {len(rows)}. "
+            f"Raise the number of samples or of negatives."
+        )
 
-    Raises:
-        ModelError: If both answers begin with the same token, or an answer changes the prompt's tokens.
-    """
-    alone = tokenizer(prompt)["input_ids"]
-    found: list[int] = []
-    for answer in answers:
-        whole = tokenizer(prompt + answer)["input_ids"]
-        if whole[: len(alone)] != alone or len(whole) == len(alone):
-            raise ModelError(f"the answer {answer!r} merges with the end of the prompt {prompt[-20:]!r}.")
-        found.append(int(whole[len(alone)]))
-    if found[0] == found[1]:
-        raise ModelError(f"the answers {answers} begin with the same token; choose others.")
-    return found[0], found[1]
+
+def _fresh(base: LocalLM, adapter: Path | None = None) -> LocalLM:
+    """Return another copy of the base model; the caller's stays as it is."""
+    return type(base).load(
+        base.source or base.model,
+        adapter=adapter,
+        dtype=cast(Any, base.dtype),
+        device=base.device,
+        max_batch_tokens=base.max_batch_tokens,
+    )
+
+
+def _tokens(groups: Sequence[LabelledGroup], *, alone: bool = False) -> int:
+    if not alone:
+        return sum(group.packed.length for group in groups)
+    return sum(len(g.packed.prefix) + len(suffix) for g in groups for suffix in g.packed.suffixes)
 
 
 def _prepared(out: Path, key: str) -> Path:
@@ -289,6 +269,3 @@ def _prepared(out: Path, key: str) -> Path:
         checkpoints.mkdir(parents=True)
         mark.write_text(key, encoding="utf-8")
     return checkpoints
-
-
-__all__ = ["Packed", "PointwiseConfig", "PointwiseTuner", "answer_tokens", "build_rows", "encode"]

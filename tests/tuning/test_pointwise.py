@@ -1,0 +1,224 @@
+import json
+
+import numpy as np
+import pytest
+
+from frugalrec.errors import ConfigError, DataError, ModelError
+from frugalrec.llm.base import PromptGroup
+from frugalrec.tuning.base import TrainingRow
+from frugalrec.tuning.pointwise import PointwiseConfig, PointwiseTuner, check_reload
+
+torch = pytest.importorskip("torch", reason="needs frugalrec[llm]")
+transformers = pytest.importorskip("transformers", reason="needs frugalrec[llm]")
+pytest.importorskip("peft", reason="needs frugalrec[llm]")
+
+from frugalrec.llm.local import LocalLM  # noqa: E402
+from frugalrec.tuning import lora  # noqa: E402
+
+WORDS = "likes good bad nice dull next : Yes No a b c d e".split()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    tokenizers = pytest.importorskip("tokenizers")
+    folder = tmp_path_factory.mktemp("tiny")
+    vocabulary = {word: number for number, word in enumerate(["<pad>", "<unk>", *WORDS])}
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+        initializer_range=0.1,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return LocalLM.load(folder, dtype="float32", device="cpu")
+
+
+def some_rows(n, seed=0):
+    """Users like some letters; a good film is a Yes and a bad one a No."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for group in range(n):
+        letters = " ".join(rng.choice(list("abcde"), size=rng.integers(1, 5)))
+        for word, label in [("good", True), ("bad", False), ("dull", False)]:
+            rows.append(TrainingRow(prompt=f"likes {letters} next {word} :", label=label, group=group))
+    return rows
+
+
+CONFIG = PointwiseConfig(epochs=4, learning_rate=3e-2, batch_size=12, dropout=0.05)
+ROWS, HELD_OUT = some_rows(16), some_rows(12, seed=1)
+
+
+def odds(lm, rows):
+    (pairs,), _ = lm.choose([PromptGroup(prefix="", suffixes=tuple(r.prompt for r in rows))], (" Yes", " No"))
+    return pairs[:, 0] - pairs[:, 1]
+
+
+def auc_of(lm, rows):
+    from frugalrec.tuning.losses import auc
+
+    return auc(odds(lm, rows), np.array([row.label for row in rows]))
+
+
+@pytest.fixture(scope="module")
+def tuned(base, tmp_path_factory):
+    before = {name: weight.clone() for name, weight in base.network.state_dict().items()}
+    steps = []
+    out = tmp_path_factory.mktemp("out") / "adapter"
+    adapter = PointwiseTuner(CONFIG).tune(base, ROWS, HELD_OUT, out, progress=lambda *s: steps.append(s))
+    return adapter, before, steps
+
+
+def test_tuning_learns_what_held_out_rows_confirm(base, tuned):
+    adapter, _, _ = tuned
+    lm = LocalLM.load(base.source, adapter=adapter.path, dtype="float32", device="cpu")
+    assert auc_of(base, HELD_OUT) < 0.9
+    assert auc_of(lm, HELD_OUT) > 0.99
+
+
+def test_base_model_is_left_as_it_was(base, tuned):
+    _, before, _ = tuned
+    after = base.network.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_adapter_carries_its_evidence_and_no_pickle(tuned):
+    adapter, _, steps = tuned
+    evidence = adapter.evidence
+    assert {p.name for p in adapter.path.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "evidence.json",
+    }
+    assert len(adapter.sha256) == 64
+    assert steps == [(step, 16) for step in range(1, 17)]  # 16 groups, 4 a step, 4 epochs
+    assert [step for step, _ in evidence["loss_curve"]] == list(range(1, 17))
+    assert evidence["loss_curve"][-1][1] < 0.3 * evidence["loss_curve"][0][1]
+    assert [entry["epoch"] for entry in evidence["validation"]] == [1, 2, 3, 4]
+    best = min(evidence["validation"], key=lambda entry: entry["loss"])
+    assert evidence["best_epoch"] == best["epoch"]
+    # a group "likes x1..xn next w :" has 2 + n shared tokens and 3 x 2 own ones
+    letters = sum(len(row.prompt.split()) - 4 for row in ROWS[::3])
+    assert evidence["tokens_trained"] == 4 * (letters + 16 * (2 + 3 * 2))
+    assert evidence["tokens_trained_without_packing"] == 4 * 3 * (letters + 16 * 4)
+    assert evidence["reload_difference"] < 1e-4
+    assert evidence["samples_per_second"] > 0
+    written = json.loads((adapter.path / "evidence.json").read_text())
+    assert written["tokens_trained"] == evidence["tokens_trained"]
+
+
+def test_packing_changes_the_cost_and_not_the_result(base, tmp_path):
+    options = dict(epochs=1, learning_rate=2e-2, batch_size=999, dropout=0.0)
+    odds_of = []
+    for packing in (True, False):
+        config = PointwiseConfig(**options, packing=packing)
+        adapter = PointwiseTuner(config).tune(base, ROWS, None, tmp_path / str(packing))
+        odds_of.append(odds(LocalLM.load(base.source, adapter=adapter.path, device="cpu"), HELD_OUT))
+    np.testing.assert_allclose(odds_of[0], odds_of[1], atol=1e-3)
+
+
+def test_killed_run_goes_on_where_it_was(base, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(done, total):
+        if done == 10:
+            raise Killed
+
+    whole = PointwiseTuner(CONFIG).tune(base, ROWS, HELD_OUT, tmp_path / "whole")
+    with pytest.raises(Killed):
+        PointwiseTuner(CONFIG).tune(base, ROWS, HELD_OUT, tmp_path / "cut", progress=kill)
+    half = tmp_path / "cut" / "checkpoints" / "checkpoint-999"
+    half.mkdir()  # a checkpoint that the kill caught half-written
+    steps = []
+    resumed = PointwiseTuner(CONFIG).tune(
+        base, ROWS, HELD_OUT, tmp_path / "cut", progress=lambda done, _: steps.append(done)
+    )
+    assert (
+        steps[0] == resumed.evidence["resumed_at"] + 1 == 9
+    )  # a checkpoint every second step; the kill struck before the one of step 10
+    assert steps[-1] == 16
+    assert resumed.sha256 == whole.sha256
+    assert resumed.evidence["loss_curve"] == whole.evidence["loss_curve"]
+    assert resumed.evidence["validation"] == whole.evidence["validation"]
+
+
+def test_batches_hold_every_group_once_an_epoch():
+    lengths = np.random.default_rng(0).integers(5, 50, 70).tolist()
+    order = lora.batches(lengths, 4, 3, seed=5)
+    assert len(order) == 3 * 18 and order == lora.batches(lengths, 4, 3, seed=5)
+    for epoch in range(3):
+        part = order[18 * epoch : 18 * (epoch + 1)]
+        assert sorted(i for batch in part for i in batch) == list(range(70))
+    assert order[:18] != order[18:36]
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in order)
+    assert padded < 1.15 * 3 * sum(lengths)  # random batches of four would pad by about a half
+
+
+def test_checkpoint_of_another_call_is_not_resumed(base, tmp_path):
+    def kill(done, total):
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        PointwiseTuner(CONFIG).tune(base, ROWS, None, tmp_path, progress=kill)
+    adapter = PointwiseTuner(CONFIG).tune(base, ROWS[:24], None, tmp_path)
+    assert adapter.evidence["resumed_at"] == 0
+
+
+def test_listwise_loss_tunes_too(base, tmp_path):
+    config = PointwiseConfig(epochs=6, learning_rate=2e-2, batch_size=12, loss="listwise")
+    adapter = PointwiseTuner(config).tune(base, ROWS, None, tmp_path)
+    assert auc_of(LocalLM.load(base.source, adapter=adapter.path, device="cpu"), HELD_OUT) > 0.99
+
+
+def test_adapter_that_does_nothing_is_refused(base, tmp_path):
+    model = lora.add_lora(
+        LocalLM.load(base.source, device="cpu").network,
+        rank=2,
+        alpha=4,
+        dropout=0.0,
+        targets="all-linear",
+        seed=0,
+    )
+    with pytest.raises(ModelError, match="every lora_B matrix is zero"):
+        lora.save(model, tmp_path)
+
+
+def test_damaged_adapter_is_found_out(base, tuned, tmp_path):
+    adapter, _, _ = tuned
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(adapter.path / "adapter_model.safetensors")
+    save_file({k: 1.5 * v for k, v in weights.items()}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_bytes((adapter.path / "adapter_config.json").read_bytes())
+    right = odds(LocalLM.load(base.source, adapter=adapter.path, device="cpu"), ROWS[:6])
+    assert check_reload(base, adapter.path, ROWS[:6], (" Yes", " No"), right) < 1e-4
+    with pytest.raises(ModelError, match="other answers than the trained model"):
+        check_reload(base, tmp_path, ROWS[:6], (" Yes", " No"), right)
+
+
+def test_bad_input_names_the_value(base, tmp_path):
+    with pytest.raises(ConfigError, match="rank must be at least 1, not 0"):
+        PointwiseConfig(rank=0)
+    with pytest.raises(ConfigError, match="'hinge'"):
+        PointwiseConfig(loss="hinge")
+    with pytest.raises(DataError, match="4 Yes among 4"):
+        PointwiseTuner().tune(base, [row for row in ROWS if row.label][:4], None, tmp_path)
+    with pytest.raises(DataError, match="max_tokens=4"):
+        PointwiseTuner(PointwiseConfig(max_tokens=4)).tune(base, ROWS, None, tmp_path)
+    carrying = LocalLM(base.network, base.tokenizer, model="x", adapter=tmp_path)
+    with pytest.raises(ModelError, match="already carries"):
+        PointwiseTuner().tune(carrying, ROWS, None, tmp_path)

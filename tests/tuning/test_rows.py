@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from frugalrec.data.examples import examples
+from frugalrec.errors import ConfigError, DataError
+from frugalrec.llm.prompts import RerankPrompt
+from frugalrec.testing.toys import cycle_dataset
+from frugalrec.tuning.rows import build_rows
+
+DATA = cycle_dataset(n_users=8, n_items=30, length=6)
+PROMPT = RerankPrompt(noun="film", window=3)
+EXAMPLES = examples(DATA, window=3, min_history=2)
+RNG = np.random.default_rng(0)
+LISTS = np.stack([RNG.permutation(30) for _ in range(len(EXAMPLES))]).astype(np.int32)
+
+
+def test_one_positive_and_unconsumed_negatives_in_the_prompt_of_inference():
+    rows = build_rows(EXAMPLES, DATA, LISTS, PROMPT, n_negatives=3)
+    assert len(rows) == 4 * len(EXAMPLES)
+    for number in range(len(EXAMPLES)):
+        part = [row for row in rows if row.group == number]
+        user, target = int(EXAMPLES.users[number]), int(EXAMPLES.targets[number])
+        prefix = PROMPT.prefix([DATA.titles[i] for i in EXAMPLES.history(number)])
+        assert [row.label for row in part] == [True, False, False, False]
+        assert part[0].prompt == prefix + PROMPT.suffix(DATA.titles[target])
+        consumed = {prefix + PROMPT.suffix(DATA.titles[i]) for i in DATA.history(user)}
+        assert len({row.prompt for row in part}) == 4
+        assert not consumed & {row.prompt for row in part[1:]}
+
+
+def test_draws_depend_on_the_seed_and_not_on_other_rows():
+    rows = build_rows(EXAMPLES, DATA, LISTS, PROMPT, seed=1)
+    assert rows == build_rows(EXAMPLES, DATA, LISTS, PROMPT, seed=1)
+    assert rows != build_rows(EXAMPLES, DATA, LISTS, PROMPT, seed=2)
+    alone = build_rows(EXAMPLES.take(np.array([5])), DATA, LISTS[[5]], PROMPT, seed=1)
+    assert [row.prompt for row in alone] == [row.prompt for row in rows if row.group == 5]
+
+
+def test_short_lists_give_fewer_negatives_and_pads_none():
+    lists = np.full((len(EXAMPLES), 4), -1, dtype=np.int32)
+    for number in range(len(EXAMPLES)):
+        free = np.setdiff1d(np.arange(30), DATA.history(int(EXAMPLES.users[number])))
+        lists[number, :2] = [free[0], EXAMPLES.targets[number]]
+    rows = build_rows(EXAMPLES, DATA, lists, PROMPT, n_negatives=3)
+    assert len(rows) == 2 * len(EXAMPLES)
+
+
+def test_badly_rated_target_is_a_no_where_the_prompt_shows_ratings():
+    rated = RerankPrompt(noun="film", window=3, min_like=4)
+    rows = build_rows(EXAMPLES, DATA, LISTS, rated, n_negatives=1)
+    assert EXAMPLES.labels is not None
+    assert [row.label for row in rows[::2]] == (EXAMPLES.labels >= 4).tolist()
+    assert 0 < sum(row.label for row in rows[::2]) < len(EXAMPLES)
+    assert all("watched" not in row.prompt for row in rows)
+
+
+def test_bad_input_names_the_value():
+    with pytest.raises(DataError, match=r"\(8, m\); got \(2, 30\)"):
+        build_rows(EXAMPLES, DATA, LISTS[:2], PROMPT)
+    with pytest.raises(ConfigError, match="not -1"):
+        build_rows(EXAMPLES, DATA, LISTS, PROMPT, n_negatives=-1)
