@@ -17,7 +17,9 @@ from frugalrec.errors import DataError
 from frugalrec.types import PAD, BoolArray, IntArray, LongArray
 
 CACHE_BYTES = 512 << 10
-"""Scores worked on at a time; half of a usual second-level cache."""
+"""Scores and flags worked on at a time; half of a usual second-level cache."""
+TOGETHER = 8
+"""The most items of one user that are compared in one call."""
 
 
 @dataclass(frozen=True)
@@ -93,71 +95,60 @@ def checked_block(block: NDArray[Any], users: IntArray, n_items: int) -> NDArray
         raise DataError(f"scores have shape {block.shape}; expected ({users.size}, {n_items}).")
     if not np.issubdtype(block.dtype, np.floating):
         block = block.astype(np.float64)
-    bad = np.isnan(block.max(axis=1))  # max() hands NaN on, and costs less than isnan of every score
-    if bad.any():
-        raise DataError(
-            f"the scores of user {int(users[bad][0])} hold NaN, which has no rank "
-            f"({int(bad.sum())} of {users.size} users in this batch). Mend the model, or give such "
-            f"items -inf."
-        )
     return block
 
 
-def count(block: NDArray[Any], wanted: Pairs, known: Pairs) -> LongArray:
-    """Return (better, tied), (2, pairs), of each wanted pair among the items that are not known.
+def count(block: NDArray[Any], wanted: Pairs, known: Pairs) -> tuple[LongArray, BoolArray]:
+    """Count the rivals of each wanted pair among the items that are not known.
 
     Args:
         block: Scores, (rows, n_items).
         wanted: Pairs to count for; rows in order of falling number of pairs.
         known: Pairs that are no candidates.
+
+    Returns:
+        (better, tied) of each pair, (2, pairs), and which rows hold NaN, (rows,).
     """
-    values = block[wanted.rows, wanted.items]
-    counts = np.zeros((2, values.size), dtype=np.int64)
-    step = _step(block)
-    for start in range(0, block.shape[0], step):
-        _count_rows(block[start : start + step], values, wanted.indptr[start : start + step + 1], counts)
-    counts[1] -= 1  # an item is no rival of itself
-    _leave_out(block, values, wanted, known, counts)
-    return counts
-
-
-def _count_rows(scores: NDArray[Any], values: NDArray[Any], indptr: LongArray, counts: LongArray) -> None:
-    n_rows, n_items = scores.shape
-    sizes = np.diff(indptr)
-    flags = np.zeros((n_rows, -(-n_items // 2040) * 2040), dtype=bool)
-    for j in range(int(sizes[0])):
-        live = int((sizes > j).sum())  # sizes fall: the rows with a j-th pair come first
-        at = indptr[:live] + j
-        pivot, out = values[at][:, None], flags[:live, :n_items]
+    n_rows, sizes = block.shape[0], wanted.sizes
+    taken = np.arange(sizes[0])[None, :] < sizes[:, None]
+    pivots = np.full(taken.shape, np.nan, dtype=block.dtype)  # nothing is above NaN, or equal to it
+    pivots[taken] = block[wanted.rows, wanted.items]
+    counts = np.zeros((2, *taken.shape), dtype=np.int64)
+    broken = np.zeros(n_rows, dtype=bool)
+    start = 0
+    while start < n_rows:
+        widest = int(sizes[start])
+        stop = start + _step(block, min(widest, TOGETHER))
+        scores = block[start:stop]
+        broken[start:stop] = np.isnan(scores.max(axis=1))  # max() hands NaN on
+        for first in range(0, widest, TOGETHER):
+            last = min(first + TOGETHER, widest)
+            counts[:, start:stop, first:last] = _rivals(scores, pivots[start:stop, first:last])
+        start = stop
+    # Counting known items and taking them off is cheaper than masking, and the block stays as it is.
+    rows = known.rows
+    scores = block[rows, known.items]
+    for j in range(taken.shape[1]):
         for kind, compare in enumerate((np.greater, np.equal)):
-            compare(scores[:live], pivot, out=out)
-            counts[kind, at] = _row_sums(flags[:live])
+            counts[kind, :, j] -= np.bincount(rows[compare(scores, pivots[rows, j])], minlength=n_rows)
+    counts[1] -= 1  # an item is no rival of itself
+    return counts[:, taken], broken
 
 
-def _row_sums(flags: BoolArray) -> LongArray:
-    """Return the number of True in each row; the width must be a multiple of 8 * 255 = 2040.
+def _rivals(scores: NDArray[Any], pivots: NDArray[Any]) -> LongArray:
+    """Return how many scores of a row are above and equal to each of its pivots, (2, rows, pivots).
 
     Eight flags are added at a time, as the bytes of one word: 255 words cannot overflow a byte. This
     is several times faster than summing booleans.
     """
-    words = flags.view(np.uint64).reshape(flags.shape[0], -1, 255)
-    sums: LongArray = words.sum(axis=2).view(np.uint8).sum(axis=1, dtype=np.int64)
-    return sums
-
-
-def _leave_out(
-    block: NDArray[Any], values: NDArray[Any], wanted: Pairs, known: Pairs, counts: LongArray
-) -> None:
-    """Take the known items out of `counts`: cheaper than masking, and the block stays as it is."""
-    rows, sizes = known.rows, wanted.sizes
-    scores = block[rows, known.items]
-    for j in range(int(sizes[0])):
-        live = int((sizes > j).sum())
-        at = wanted.indptr[:live] + j
-        end = known.indptr[live]
-        own, pivot = rows[:end], values[at][rows[:end]]
-        counts[0, at] -= np.bincount(own[scores[:end] > pivot], minlength=live)
-        counts[1, at] -= np.bincount(own[scores[:end] == pivot], minlength=live)
+    n_items = scores.shape[1]
+    flags = np.zeros((*pivots.shape, -(-n_items // 2040) * 2040), dtype=bool)  # 2040 = 8 * 255
+    counts = np.empty((2, *pivots.shape), dtype=np.int64)
+    for kind, compare in enumerate((np.greater, np.equal)):
+        compare(scores[:, None, :], pivots[:, :, None], out=flags[:, :, :n_items])
+        words = flags.view(np.uint64).reshape(*pivots.shape, -1, 255)
+        counts[kind] = words.sum(axis=-1).view(np.uint8).sum(axis=-1, dtype=np.int64)
+    return counts
 
 
 def best(block: NDArray[Any], known: Pairs, k: int) -> IntArray:
@@ -166,14 +157,16 @@ def best(block: NDArray[Any], known: Pairs, k: int) -> IntArray:
     Ties stand in order of item code; an item scored -inf is never listed.
     """
     lists = np.full((block.shape[0], k), PAD, dtype=np.int32)
-    step = _step(block)
+    step = _step(block, 1)
     for start in range(0, block.shape[0], step):
         scores = block[start : start + step].copy()
         part = known.take(np.arange(start, start + scores.shape[0]))
         scores[part.rows, part.items] = -np.inf
         bound = _lower_bounds(scores, k)[:, None]
-        rows, items = np.nonzero((scores >= bound) & (scores > -np.inf))
-        order = np.lexsort((-scores[rows, items], rows))  # stable: ties stay in order of item code
+        rows, items = np.divmod(np.flatnonzero(scores >= bound), known.n_items)
+        values = scores[rows, items]
+        order = np.lexsort((-values, rows))  # stable: ties stay in order of item code
+        order = order[values[order] > -np.inf]
         rows, items = rows[order], items[order]
         place = np.arange(rows.size) - np.searchsorted(rows, rows)
         listed = place < k
@@ -194,5 +187,7 @@ def _lower_bounds(scores: NDArray[Any], k: int) -> NDArray[Any]:
     return np.partition(maxima, width - k, axis=1)[:, width - k]
 
 
-def _step(block: NDArray[Any]) -> int:
-    return max(1, CACHE_BYTES // max(1, int(block.shape[1] * block.itemsize)))
+def _step(block: NDArray[Any], pivots: int) -> int:
+    """Return how many rows fit in the cache with one flag per score and pivot."""
+    row_bytes = int(block.shape[1]) * (int(block.itemsize) + pivots)
+    return max(1, CACHE_BYTES // max(1, row_bytes))

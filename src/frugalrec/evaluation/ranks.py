@@ -157,7 +157,8 @@ def target_ranks(
         rows = order[start : start + batch]
         block = checked_block(score(codes[rows]), codes[rows], n_items)
         masked = known.take(rows)
-        counts[:, wanted.positions(rows)] = count(block, wanted.take(rows), masked)
+        counts[:, wanted.positions(rows)], broken = count(block, wanted.take(rows), masked)
+        _refuse_nan(codes[rows], broken)
         if lists:
             top[rows] = best(block, masked, lists)
 
@@ -214,6 +215,15 @@ def _checked_users(users: NDArray[Any], targets: Dataset) -> IntArray:
     if np.unique(codes).size != codes.size:
         raise DataError("some users are listed more than once; evaluate each user once.")
     return codes
+
+
+def _refuse_nan(users: IntArray, broken: BoolArray) -> None:
+    if broken.any():
+        raise DataError(
+            f"the scores of user {int(users[broken][0])} hold NaN, which has no rank "
+            f"({int(broken.sum())} of {users.size} users in this batch). Mend the model, or give such "
+            f"items -inf."
+        )
 
 
 def _run(work: Callable[[int], None], starts: range, threads: int) -> None:
