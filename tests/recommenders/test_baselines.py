@@ -1,3 +1,7 @@
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
 import polars as pl
 import pytest
@@ -170,3 +174,64 @@ def test_max_id_solves_a_leaky_numbering_and_no_other() -> None:
         hits.append(np.mean(top == parts.test.items[parts.test.indptr[users]]))
     assert hits[0] == 1.0
     assert hits[1] < 0.1
+
+
+@pytest.fixture(scope="module")
+def trivial(root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("trivial", root / "benchmarks/trivial.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_recent_popularity_reproduces_the_published_games_figures(real_data, trivial) -> None:
+    rows = trivial.games(real_data / "dealrec-games", quick=True)
+    recent = rows["games recent popularity"]
+    assert recent["users"] == 8_696
+    assert [round(x, 4) for x in recent["ours"]] == [0.0223, 0.0397, 0.0139, 0.0193]
+    assert recent["ours"] == pytest.approx(trivial.loop_games(real_data / "dealrec-games"))
+    assert [round(x, 4) for x in rows["games popularity"]["ours"]] == [0.0068, 0.0104, 0.0039, 0.0050]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folder", "max_id", "markov_low", "markov", "markov_high", "published"),
+    [
+        (
+            "amazon-beauty/Beauty.txt",
+            [0.0441, 0.0453, 0.0447, 0.0463, 0.0450],
+            [0.0218, 0.0419, 0.0323, 0.0516, 0.0354],
+            [0.0260, 0.0505, 0.0389, 0.0617, 0.0425],
+            [0.0406, 0.0696, 0.0559, 0.0787, 0.0589],
+            [0.0263, 0.0504, 0.0389, 0.0616, 0.0426],
+        ),
+        (
+            "amazon-sports/Sports_and_Outdoors.txt",
+            [0.0414, 0.0428, 0.0421, 0.0433, 0.0423],
+            [0.0101, 0.0203, 0.0155, 0.0255, 0.0171],
+            [0.0131, 0.0261, 0.0199, 0.0323, 0.0219],
+            [0.0259, 0.0419, 0.0345, 0.0466, 0.0361],
+            [0.0133, 0.0267, 0.0204, 0.0331, 0.0224],
+        ),
+    ],
+    ids=["beauty", "sports"],
+)
+def test_max_id_and_markov_reproduce_the_published_last_item_figures(
+    real_data, trivial, folder, max_id, markov_low, markov, markov_high, published
+) -> None:
+    rows = trivial.last_item("x", (real_data / folder).parent, 0)
+    loops = trivial.loop_last_item(real_data / folder)
+
+    def rounded(figures) -> list[float]:
+        return [round(x, 4) for x in figures]
+
+    assert rounded(rows["x max+1"]["ours"]) == max_id
+    assert rows["x max+1"]["ours"] == pytest.approx(loops[0])
+    # The order of equal counts in the published Markov row is unknown; its mean over all orders,
+    # and the worst and best orders, are not.
+    chain = rows["x markov"]
+    assert [rounded(chain[key]) for key in ("low", "ours", "high")] == [markov_low, markov, markov_high]
+    assert chain["ours"] == pytest.approx(loops[1])
+    assert all(low < x < high for low, x, high in zip(markov_low, published, markov_high, strict=True))
+    assert published == pytest.approx(chain["ours"], abs=1e-3)
