@@ -232,6 +232,7 @@ def ignores_the_tree(rows, pad):
     return ids, np.arange(width)[None], np.tri(width, dtype=bool)[None]
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_networks_with_trained_adapters_share_prefixes_too(llama, tmp_path):
     import peft
 

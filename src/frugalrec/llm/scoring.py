@@ -43,16 +43,24 @@ class Query:
 
 
 @contextmanager
-def gathered_logits(network: Any, rows: Sequence[int], columns: Sequence[int]) -> Iterator[None]:
-    """Let the network compute logits, (1, n, vocabulary), at n places of its (row, column) grid only."""
+def gathered_logits(
+    network: Any, rows: Sequence[int], columns: Sequence[int]
+) -> Iterator[list[torch.Tensor]]:
+    """Let the network compute logits, (1, n, vocabulary), at n places of its (row, column) grid only.
+
+    Yields a list that will hold the hidden states, (n, width), which went into the output layer.
+    """
+    seen: list[torch.Tensor] = []
     where = (torch.as_tensor(rows), torch.as_tensor(columns))
 
     def gather(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (inputs[0][where[0].to(inputs[0].device), where[1].to(inputs[0].device)][None], *inputs[1:])
+        hidden = inputs[0][where[0].to(inputs[0].device), where[1].to(inputs[0].device)]
+        seen.append(hidden)
+        return (hidden[None], *inputs[1:])
 
     handle = network.get_output_embeddings().register_forward_pre_hook(gather)
     try:
-        yield
+        yield seen
     finally:
         handle.remove()
 
@@ -112,9 +120,9 @@ class CausalScorer:
                 where += [(r, column) for column in row.columns(s, query.positions)]
                 wanted.append(query.targets)
         inputs = self._inputs([row for _, row in rows])
-        with gathered_logits(self.network, [r for r, _ in where], [c for _, c in where]):
+        with gathered_logits(self.network, [r for r, _ in where], [c for _, c in where]) as hidden:
             logits = self.network(**inputs, use_cache=False).logits[0]
-        values = pick(logits, wanted)
+        values = pick(logits, wanted, hidden[0], self.network.get_output_embeddings())
         places = [(g, member) for g, row in rows for member in row.members]
         for (g, member), value in zip(places, values, strict=True):
             results[g][member] = value
@@ -200,14 +208,16 @@ class Seq2SeqScorer:
         queries = [groups[g][q] for g, q in places]
         decoder, _ = self._padded([query.decoder for query in queries])
         where = [(row, position) for row, query in enumerate(queries) for position in query.positions]
-        with gathered_logits(self.network, [r for r, _ in where], [c for _, c in where]):
+        with gathered_logits(self.network, [r for r, _ in where], [c for _, c in where]) as hidden:
             logits = self.network(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states[owner]),
                 attention_mask=mask[owner],
                 decoder_input_ids=decoder,
                 use_cache=False,
             ).logits[0]
-        for (g, q), value in zip(places, pick(logits, [query.targets for query in queries]), strict=True):
+        head = self.network.get_output_embeddings()
+        values = pick(logits, [query.targets for query in queries], hidden[0], head)
+        for (g, q), value in zip(places, values, strict=True):
             results[g][q] = value
 
     def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -220,21 +230,39 @@ class Seq2SeqScorer:
         return ids.to(self.network.device), mask.to(self.network.device)
 
 
-def pick(logits: torch.Tensor, wanted: Sequence[LongArray]) -> list[FloatArray]:
+def pick(
+    logits: torch.Tensor, wanted: Sequence[LongArray], hidden: torch.Tensor, head: Any
+) -> list[FloatArray]:
     """Return log-softmax values of the wanted tokens; row i of the stacked `wanted` reads logits row i.
 
     Args:
         logits: Unnormalised scores, (n, vocabulary), in the network's type; summed in float32.
         wanted: Token ids, each (n_positions, n_targets), positions adding up to n.
+        hidden: What went into the output layer, (n, width).
+        head: The output layer.
     """
-    logits = logits.float()
-    normaliser = torch.logsumexp(logits, dim=-1).cpu().numpy()
+    normaliser = torch.logsumexp(logits.float(), dim=-1)[:, None]
     values = []
     start = 0
     for targets in wanted:
-        stop = start + targets.shape[0]
+        rows = slice(start, start + targets.shape[0])
         columns = torch.from_numpy(targets).to(logits.device)
-        raw = torch.gather(logits[start:stop], 1, columns).cpu().numpy()
-        values.append((raw - normaliser[start:stop, None]).astype(np.float32))
-        start = stop
+        raw = torch.gather(logits[rows], 1, columns).float()
+        if logits.dtype != torch.float32:
+            raw = _finer(raw, hidden[rows], head, columns)
+        values.append((raw - normaliser[rows]).cpu().numpy().astype(np.float32))
+        start = rows.stop
     return values
+
+
+def _finer(raw: torch.Tensor, hidden: torch.Tensor, head: Any, columns: torch.Tensor) -> torch.Tensor:
+    """Return the wanted logits as float32 sums instead of numbers rounded to half precision.
+
+    A bfloat16 logit of 16 comes in steps of 1/8, so many candidates of a user would tie. A network
+    that scales or caps its logits after the output layer, or has an adapter on it, keeps its own.
+    """
+    exact = torch.einsum("pw,ptw->pt", hidden.float(), head.weight[columns].float())
+    if getattr(head, "bias", None) is not None:
+        exact = exact + head.bias[columns].float()
+    same = bool(((exact - raw).abs() <= 0.01 * raw.abs() + 0.01).all())
+    return exact if same else raw
