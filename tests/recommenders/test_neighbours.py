@@ -82,6 +82,7 @@ def test_ease_minimises_the_penalised_error_with_zero_diagonal() -> None:
     off = gradient[~np.eye(data.n_items, dtype=bool)]
     assert np.abs(off).max() < 1e-3
     assert not np.diag(b).any()
+    assert model.weights_.flags.c_contiguous  # or every batch of scores would copy it
 
 
 def test_ease_does_not_depend_on_the_block(monkeypatch) -> None:

@@ -10,6 +10,7 @@ from frugalrec.errors import ConfigError, DataError, StorageError
 from frugalrec.recommenders import RECOMMENDERS, create
 from frugalrec.recommenders.base import Recommender, history_matrix, last_items, top_k
 from frugalrec.recommenders.baselines import Popularity
+from frugalrec.testing.contracts import RecommenderContract
 from frugalrec.testing.toys import cycle_dataset
 from frugalrec.types import PAD
 
@@ -119,3 +120,75 @@ def test_a_missing_or_damaged_model_file_says_so(tmp_path) -> None:
     (tmp_path / "model.npz").write_bytes(b"PK\x03\x04 cut short")
     with pytest.raises(StorageError, match="cannot be read"):
         Popularity().load(tmp_path, data)
+
+
+class Positional(Popularity):
+    """Scores that depend on the place in the batch."""
+
+    def _score(self, users, histories):
+        return super()._score(users, histories) + np.arange(users.size, dtype=np.float32)[:, None]
+
+
+class Accumulating(Popularity):
+    """A second fit that does not start afresh."""
+
+    def _fit(self, train, valid):
+        self.counts_ = getattr(self, "counts_", 0) + train.item_counts
+
+
+class Forgetful(Popularity):
+    """A model file that lacks what scoring needs."""
+
+    def _restore(self, state):
+        self.counts_ = np.zeros_like(state["counts"])
+
+
+class Adjusting(Popularity):
+    """A constructor that computes instead of storing."""
+
+    def __init__(self, *, share: float = 0.5) -> None:
+        self.share = share * 2
+
+
+class Holding(Popularity):
+    """A model that hands out its own buffer."""
+
+    def _score(self, users, histories):
+        self.buffer = getattr(self, "buffer", np.zeros((64, histories.n_items), dtype=np.float32))
+        self.buffer[: users.size] = users[:, None]
+        return self.buffer[: users.size]
+
+
+class Undefined(Popularity):
+    """Scores that are not numbers."""
+
+    def _score(self, users, histories):
+        return np.log(super()._score(users, histories) - self.counts_.max() - 1)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize(
+    ("model", "check"),
+    [
+        (Positional, "test_scores_do_not_depend_on_the_batch"),
+        (Positional, "test_scores_follow_the_order_of_users"),
+        (Positional, "test_lists_do_not_depend_on_the_batch_size"),
+        (Accumulating, "test_fitting_twice_gives_the_same_model"),
+        (Adjusting, "test_the_constructor_only_stores"),
+        (Holding, "test_scoring_changes_neither_the_data_nor_the_model"),
+        (Undefined, "test_scores_have_shape_type_and_are_finite"),
+        (Popularity, "test_a_user_without_training_data_is_served_from_the_history"),  # uses_history
+    ],
+)
+def test_the_contract_notices_a_broken_model(model, check) -> None:
+    contract = RecommenderContract()
+    contract.make = model
+    with pytest.raises(AssertionError):
+        getattr(contract, check)()
+
+
+def test_the_contract_notices_a_model_that_forgets(tmp_path) -> None:
+    contract = RecommenderContract()
+    contract.make = Forgetful
+    with pytest.raises(AssertionError):
+        contract.test_saving_and_loading_changes_nothing(tmp_path)

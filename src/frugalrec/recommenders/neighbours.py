@@ -114,10 +114,11 @@ class EASE(Recommender):
                 f"memory is there, or use item-knn or als."
             )
         matrix = train.matrix()
-        weights = _inverse((matrix.T @ matrix).toarray(order="F"), self.reg)
+        # The inverse is symmetric, so its transpose is the same numbers in C order, without a copy.
+        weights = _inverse((matrix.T @ matrix).toarray(order="F"), self.reg).T
         weights /= -np.diagonal(weights)[None, :]
         np.fill_diagonal(weights, 0.0)
-        self.weights_ = np.ascontiguousarray(weights)
+        self.weights_ = weights
 
     def _score(self, users: IntArray, histories: Dataset) -> FloatArray:
         scores: FloatArray = history_matrix(histories, users) @ self.weights_
