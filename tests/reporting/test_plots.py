@@ -124,6 +124,14 @@ def test_wider_bars_mean_longer_stages():
     assert widths == pytest.approx([wall / walls[2] * widths[2] for wall in walls], rel=1e-3)
 
 
+def test_a_histogram_of_many_lengths_shows_no_more_ticks_than_fit():
+    lengths = {"edges": list(range(1, 42)), "all": [100] * 40, "kept": list(range(40))}
+    plot = plots.lengths(sample(selection={"lengths": lengths}))
+    ticks = [re.findall(r">(\d+)</text>", svg.split("matplotlib.axis_2")[0]) for svg in both(plot)]
+    # 40 bins: every 4th in 12 ticks' room, every 7th in 6 ticks' room.
+    assert ticks == [[str(n) for n in range(1, 41, 4)], [str(n) for n in range(1, 41, 7)]]
+
+
 def test_drawings_without_data_are_absent():
     report = sample(deciles=None, stages=(), tuning={"loss": [[0, 1.0]]}, selection={"lengths": None})
     assert [make(report) for make in MAKERS[1:]] == [None] * 4

@@ -45,6 +45,11 @@ def test_money_has_a_column_only_where_prices_are_known():
     assert not any("1,000" in c.title for c in quality_table(replace(report, arms=arms)).columns)
 
 
+def test_cost_stands_beside_the_primary_metric():
+    titles = [c.title for c in quality_table(sample()).columns]
+    assert titles[:6] == ["Arm", "NDCG@10", "Difference", "ms / user", "Tokens / user", "Fit, once"]
+
+
 def test_a_missing_metric_is_a_dash():
     report = sample()
     arms = tuple(
@@ -97,20 +102,30 @@ def test_absent_parts_have_no_table():
     assert [make(report) for make in makers] == [None] * len(makers)
 
 
-def test_the_terminal_table_shows_every_arm_with_its_digits():
-    console = Console(width=220)
+def printed(report, width):
+    console = Console(width=width)
     with console.capture() as captured:
-        console.print(terminal_table(sample()))
-    text = captured.get()
+        console.print(terminal_table(report))
+    return captured.get()
+
+
+def test_the_terminal_table_fits_80_columns_and_keeps_its_numbers_whole():
+    text = printed(sample(), 80)
+    assert max(map(len, text.splitlines())) <= 80
     for row in quality_table(sample()).rows:
-        assert row.cells[0].text in text
-        assert row.cells[1].text in text
+        assert row.cells[1].text in text and row.cells[2].text in text
+
+
+def test_the_terminal_table_gives_every_arm_one_line_with_its_digits():
+    lines = [line.strip() for line in printed(sample(), 90).splitlines()]
+    for row in quality_table(sample()).rows:
+        line = next(line for line in lines if line.startswith(f"{row.cells[0].text}  "))
+        assert row.cells[1].text in line and row.cells[2].text in line
+    assert "+0.0029 to +0.0081" in next(line for line in lines if "★ 0.0968" in line)
+    assert len(lines) <= len(sample().arms) + 4
 
 
 def test_labels_with_brackets_are_not_rich_markup():
     report = sample()
     arms = tuple(replace(arm, label="[red]A[/red]") if arm.name == "als" else arm for arm in report.arms)
-    console = Console(width=220)
-    with console.capture() as captured:
-        console.print(terminal_table(replace(report, arms=arms)))
-    assert "[red]A[/red]" in captured.get()
+    assert "[red]A[/red]" in printed(replace(report, arms=arms), 120)

@@ -28,7 +28,9 @@ def key_figures(report: Report) -> list[tuple[str, str, str]]:
             beside = f"reference: {words.short(reference.cost.ms_per_user)}"
             figures.append(("Milliseconds per user", words.short(llm.cost.ms_per_user), beside))
         if llm.cost.tokens_per_user is not None:
-            beside = f"reference: {words.short(reference.cost.tokens_per_user or 0)}"
+            free = 0.0 if reference.kind in ("cheap", "control") else None  # no LLM, no tokens
+            tokens = reference.cost.tokens_per_user
+            beside = f"reference: {words.short(free if tokens is None else tokens)}"
             figures.append(("LLM tokens per user", words.short(llm.cost.tokens_per_user), beside))
     selection = report.selection or {}
     if selection.get("candidates"):

@@ -14,9 +14,9 @@ from frugalrec.reporting.words import (
     defined,
     duration,
     fixed,
+    level,
     listing,
     metric_name,
-    percent,
     short,
     signed,
 )
@@ -121,7 +121,7 @@ def _evidence(report: Report, llm: Arm) -> str:
     excludes = "includes" if found.low <= 0 <= found.high else "excludes"
     return (
         f"{text} The paired difference over {count(llm.users)} users is {signed(found.mean)}{relative}; its "
-        f"{_level(report)} interval, {signed(found.low)} to {signed(found.high)}, {excludes} zero."
+        f"{level(report.confidence)} interval, {signed(found.low)} to {signed(found.high)}, {excludes} zero."
     )
 
 
@@ -171,7 +171,7 @@ def _cheapest(report: Report, cheap: Arm | None) -> str:
     role = "which is also the reference" if cheap.name == report.reference else "which is not the reference"
     return (
         f"The best cheap model is {cheap.label}, {role}: {metric_name(report.primary)} {fixed(value.mean)} "
-        f"({_level(report)} interval {fixed(value.low)} to {fixed(value.high)})."
+        f"({level(report.confidence)} interval {fixed(value.low)} to {fixed(value.high)})."
     )
 
 
@@ -199,7 +199,3 @@ def _with_interval(report: Report, arm: Arm) -> str:
     if found is None:
         return arm.label
     return f"{arm.label} {signed(found.mean)}, interval {signed(found.low)} to {signed(found.high)}"
-
-
-def _level(report: Report) -> str:
-    return percent(report.confidence).replace(".0 %", " %")

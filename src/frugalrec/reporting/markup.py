@@ -67,7 +67,7 @@ def whisker_scale(report: Report) -> float:
     found = [
         difference
         for arm in report.arms
-        if arm.kind in ("llm", "fusion")
+        if arm.kind in ("llm", "fusion") and not arm.oracle
         if (difference := (arm.difference or {}).get(report.primary)) is not None and difference.known
     ]
     best = max(found, key=lambda difference: difference.mean, default=None)

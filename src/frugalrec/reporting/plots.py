@@ -67,7 +67,9 @@ def deciles(report: Report) -> Plot | None:
             )
         narrow = width < 500
         axes.set_xticks(
-            xs, [words.shorten(label, 11) for label in table.labels], fontsize=8.5 if narrow else 10
+            xs,
+            [words.shorten(label.replace(" to ", "–"), 11) for label in table.labels],
+            fontsize=8.5 if narrow else 10,
         )
         if narrow:
             axes.tick_params(axis="x", rotation=60)
@@ -117,7 +119,8 @@ def lengths(report: Report) -> Plot | None:
         axes.bar(left, shares[0], 0.38, facecolor="none", edgecolor=COLOURS["control"], label="all samples")
         axes.bar(right, shares[1], 0.38, color=COLOURS["llm"], edgecolor=COLOURS["llm"], label="kept samples")
         spans = [_span(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
-        axes.set_xticks(xs, spans)
+        every = -(-len(xs) // (6 if width < 500 else 12))  # no more ticks than fit
+        axes.set_xticks(xs[::every], spans[::every])
         axes.set_xlabel("History length")
         axes.set_title("Share of samples, %", loc="left", fontsize=11, color=COLOURS["muted"])
         axes.legend(frameon=False, fontsize=10)

@@ -19,6 +19,19 @@
     name();
   });
 
+  addEventListener("beforeprint", function () {
+    document.querySelectorAll("details:not([open])").forEach(function (fold) {
+      fold.open = true;
+      fold.setAttribute("data-folded", "");
+    });
+  });
+  addEventListener("afterprint", function () {
+    document.querySelectorAll("details[data-folded]").forEach(function (fold) {
+      fold.open = false;
+      fold.removeAttribute("data-folded");
+    });
+  });
+
   function key(row, column) {
     var value = row.cells[column].getAttribute("data-sort");
     if (value === null) { return null; }

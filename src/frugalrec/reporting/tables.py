@@ -59,27 +59,29 @@ class Table:
 
 
 def quality_table(report: Report) -> Table:
-    """Return every arm with quality, difference to the reference and cost, best first."""
+    """Return every arm with quality, difference to the reference and cost, best first.
+
+    Cost stands right beside the primary metric, so that no number of further metrics hides it.
+    """
     metrics = metric_names(report)
     best = {metric: _best(report, metric) for metric in metrics}
     money = any(words.defined(arm.cost.money_per_1000_users) for arm in report.arms)
     columns = [Column(title="Arm", numeric=False), Column(title=words.metric_name(report.primary))]
     columns.append(Column(title="Difference", hint="paired, to the reference; below: interval and p value"))
-    columns += [Column(title=words.metric_name(metric)) for metric in metrics[1:]]
     columns += [Column(title="ms / user"), Column(title="Tokens / user"), Column(title="Fit, once")]
     if money:
         columns.append(Column(title=f"{report.currency or 'Money'} / 1,000 users"))
+    columns += [Column(title=words.metric_name(metric)) for metric in metrics[1:]]
     rows = []
     for arm in ranked(report):
         cells = [_arm_cell(report, arm), _metric_cell(arm, report.primary, best)]
         cells.append(_difference_cell(report, arm))
-        cells += [_metric_cell(arm, metric, best) for metric in metrics[1:]]
         cells += _cost_cells(arm, money)
+        cells += [_metric_cell(arm, metric, best) for metric in metrics[1:]]
         mark = "reference" if arm.name == report.reference else ""
         rows.append(Row(cells=tuple(cells), kind=arm.kind, mark=mark))
-    level = words.percent(report.confidence).replace(".0 %", " %")
     caption = (
-        f"Means over users; the second line of a cell is the {level} interval. "
+        f"Means over users; the second line of a cell is the {words.level(report.confidence)} interval. "
         f"★ marks the best value of a metric, oracles left out. ms: milliseconds."
     )
     return Table(key="quality", caption=caption, columns=tuple(columns), rows=tuple(rows))
@@ -100,22 +102,40 @@ def ranked(report: Report) -> list[Arm]:
 
 
 def terminal_table(report: Report) -> RichTable:
-    """Return the quality table for the terminal, as a rich table."""
+    """Return one line an arm for the terminal; 80 columns hold names of up to 20 characters.
+
+    It keeps the primary metric, the difference to the reference with its interval, and the cost of a
+    user; the report itself holds the rest.
+    """
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    source = quality_table(report)
-    table = RichTable(box=box.SIMPLE_HEAD, caption=source.caption, caption_justify="left", pad_edge=False)
-    for column in source.columns:
-        table.add_column(column.title, justify="right" if column.numeric else "left")
-    for row in source.rows:
-        cells = []
-        for cell in row.cells:
-            text = Text(("★ " if cell.best else "") + cell.text, style="bold" if cell.best else "")
-            cells.append(text.append(f"\n{cell.note}", style="dim not bold") if cell.note else text)
-        table.add_row(*cells)
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1))
+    table.add_column("Arm", overflow="fold")
+    level = words.level(report.confidence)
+    for title in (words.metric_name(report.primary), "Difference", f"{level} interval", "ms/user", "Tokens"):
+        table.add_column(title, justify="right", no_wrap=True)
+    best = {report.primary: _best(report, report.primary)}
+    for arm in ranked(report):
+        value, gap = _metric_cell(arm, report.primary, best), _difference_cell(report, arm)
+        cost = [words.short(arm.cost.ms_per_user), words.short(arm.cost.tokens_per_user)]
+        texts = [
+            words.clean(arm.label),
+            ("★ " if value.best else "") + value.text,
+            gap.text,
+            _ends(gap),
+            *cost,
+        ]
+        style = "bold" if value.best else "dim" if arm.kind == "control" else ""
+        table.add_row(*(Text(text, style=style) for text in texts))
     return table
+
+
+def _ends(cell: Cell) -> str:
+    """Return the interval of a difference without its p value."""
+    gap = cell.whisker
+    return "" if gap is None else f"{words.signed(gap.low)} to {words.signed(gap.high)}"
 
 
 def _arm_cell(report: Report, arm: Arm) -> Cell:

@@ -17,7 +17,7 @@ _KINDS = {"cheap": "cheap model", "llm": "LLM", "fusion": "LLM + cheap model", "
 def shorten(text: object, length: int) -> str:
     """Return `text` on one line, cut to at most `length` characters."""
     line = clean(text)
-    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+    return line if len(line) <= length else line[: length - 1].rstrip(" ,;:(") + "…"
 
 
 def defined(value: float | None) -> bool:
@@ -81,6 +81,11 @@ def percent(share: float | None) -> str:
         if float(text) not in (0.0, 100.0) or share in (0, 1):
             return f"{text} %"
     return "under 0.001 %" if share < 0.5 else "over 99.999 %"
+
+
+def level(confidence: float) -> str:
+    """Return a confidence level, such as ``95 %`` or ``99.5 %``."""
+    return f"{plain(confidence * 100)} %"
 
 
 def duration(seconds: float | None) -> str:
