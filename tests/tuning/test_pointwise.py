@@ -6,7 +6,8 @@ import pytest
 from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.llm.base import PromptGroup
 from frugalrec.tuning.base import TrainingRow
-from frugalrec.tuning.pointwise import PointwiseConfig, PointwiseTuner, check_reload
+from frugalrec.tuning.pointwise import PointwiseConfig, PointwiseTuner
+from frugalrec.tuning.reload import check_reload
 
 torch = pytest.importorskip("torch", reason="needs frugalrec[llm]")
 transformers = pytest.importorskip("transformers", reason="needs frugalrec[llm]")
@@ -215,6 +216,8 @@ def test_bad_input_names_the_value(base, tmp_path):
         PointwiseConfig(rank=0)
     with pytest.raises(ConfigError, match="'hinge'"):
         PointwiseConfig(loss="hinge")
+    with pytest.raises(ConfigError, match="keep packing on"):
+        PointwiseConfig(loss="listwise", packing=False)
     with pytest.raises(DataError, match="4 Yes among 4"):
         PointwiseTuner().tune(base, [row for row in ROWS if row.label][:4], None, tmp_path)
     with pytest.raises(DataError, match="max_tokens=4"):

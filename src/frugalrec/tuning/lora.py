@@ -199,6 +199,8 @@ def train(
         dataloader_pin_memory=False,
         use_cpu=next(model.parameters()).device.type == "cpu",
     )
+    # Prompts of a batch refer to each other's rows: no splitting over GPUs inside one process.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     reporter = _Reporter(progress, folder, len(order) // epochs, validate)
     trainer = _Trainer(
         model=model,

@@ -28,8 +28,9 @@ def collate(rows: Sequence[Row], dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Return model inputs for a batch of packed groups, padded at the end.
 
     Returns:
-        `input_ids` and `position_ids` (batch, length), `attention_mask` (batch, 1, length, length)
-        additive in `dtype`, and `rows`, `columns` (n_prompts,): where each prompt's last token is.
+        `input_ids` (batch, length); `rows`, `columns` (n_prompts,): where each prompt's last token
+        is; and `attention_mask`: (batch, length) where every group is one prompt, so that any causal
+        network will do, else (batch, 1, length, length), additive in `dtype`, with `position_ids`.
     """
     import torch
 
@@ -39,13 +40,18 @@ def collate(rows: Sequence[Row], dtype: torch.dtype) -> dict[str, torch.Tensor]:
         for number, row in enumerate(rows)
         for s, suffix in enumerate(row.suffixes)
     ]
-    return {
+    batch = {
         "input_ids": torch.from_numpy(tokens),
-        "position_ids": torch.from_numpy(positions),
-        "attention_mask": prefix.additive_mask(sees, dtype, torch.device("cpu")),
         "rows": torch.tensor([number for number, _ in ends]),
         "columns": torch.tensor([column for _, column in ends]),
     }
+    if all(len(row.suffixes) == 1 for row in rows):
+        lengths = torch.tensor([row.length for row in rows])
+        batch["attention_mask"] = (torch.arange(tokens.shape[1])[None] < lengths[:, None]).long()
+    else:
+        batch["position_ids"] = torch.from_numpy(positions)
+        batch["attention_mask"] = prefix.additive_mask(sees, dtype, torch.device("cpu"))
+    return batch
 
 
 def answer_logits(model: Any, batch: dict[str, torch.Tensor], answers: Sequence[int]) -> torch.Tensor:
@@ -56,12 +62,7 @@ def answer_logits(model: Any, batch: dict[str, torch.Tensor], answers: Sequence[
     import torch
 
     keep, where = torch.unique(batch["columns"], return_inverse=True)
-    logits = model(
-        input_ids=batch["input_ids"],
-        position_ids=batch["position_ids"],
-        attention_mask=batch["attention_mask"],
-        logits_to_keep=keep,
-        use_cache=False,
-    ).logits
+    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
+    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
     chosen: torch.Tensor = logits[batch["rows"], where][:, list(answers)].float()
     return chosen

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -24,14 +24,15 @@ from frugalrec.errors import ConfigError, DataError, ModelError, require
 from frugalrec.llm.base import PromptGroup
 from frugalrec.tuning.base import Progress, TrainingRow, Tuner
 from frugalrec.tuning.packing import pack
+from frugalrec.tuning.reload import check_reload, fresh_copy
 from frugalrec.tuning.rows import build_rows
-from frugalrec.types import Adapter, FloatArray
+from frugalrec.types import Adapter
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
     from frugalrec.tuning.lora import LabelledGroup
 
-__all__ = ["PointwiseConfig", "PointwiseTuner", "build_rows", "check_reload"]
+__all__ = ["PointwiseConfig", "PointwiseTuner", "build_rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,10 @@ class PointwiseConfig:
             raise ConfigError(f"tuning: dropout must be at least 0 and below 1, not {self.dropout}.")
         if self.loss not in ("two-way", "listwise"):
             raise ConfigError(f"tuning: unknown loss {self.loss!r}; choose two-way or listwise.")
+        if self.loss == "listwise" and not self.packing:
+            raise ConfigError(
+                "tuning: the listwise loss compares the rows of a packed group; keep packing on."
+            )
 
 
 class PointwiseTuner(Tuner):
@@ -97,19 +102,77 @@ class PointwiseTuner(Tuner):
         from frugalrec.tuning import lora
 
         _check(base, rows)
-        config, started, cpu = self.config, time.perf_counter(), time.process_time()
-        groups, tokens = self._groups(base, rows)
-        judged = self._groups(base, validation)[0] if validation else []
-        key = self._key(base, rows, validation)
-        checkpoints = _prepared(out, key)
+        started, cpu = time.perf_counter(), time.process_time()
+        fresh = fresh_copy(base)
+        pack_groups = self._packs(fresh)
+        groups, tokens = self._groups(base, rows, pack_groups)
+        judged = self._groups(base, validation, pack_groups)[0] if validation else []
+        checkpoints = _prepared(out, self._key(base, rows, validation))
+        model, outcome = self._train(fresh.network, groups, judged, tokens, checkpoints, progress)
+        trained_s = time.perf_counter() - started
+        sha256 = lora.save(model, out)
+        logits = lora.evaluate_groups(model, [group.packed for group in groups[:4]], tokens)
+        odds = np.concatenate([(pair[:, 0] - pair[:, 1]).numpy() for pair in logits])
+        n_parameters = sum(matrix.numel() for matrix in lora.adapter_weights(model).values())
+        del model, fresh  # before the next copy is loaded
+        difference = check_reload(base, out, rows[: odds.size], self.answers, odds)
+        epochs, steps = self.config.epochs, len(outcome["loss_curve"])
+        evidence = {
+            **outcome,
+            "config": asdict(self.config),
+            "answers": list(self.answers),
+            "packed": pack_groups,
+            "rows": len(rows),
+            "groups": len(groups),
+            "validation_rows": len(validation or ()),
+            "trainable_parameters": n_parameters,
+            "tokens_trained": epochs * _tokens(groups),
+            "tokens_trained_without_packing": epochs * _tokens(groups, alone=True),
+            "tokens_validated": epochs * _tokens(judged),
+            "reload_difference": difference,
+            "seconds": time.perf_counter() - started,
+            "cpu_seconds": time.process_time() - cpu,
+            # A resumed run has trained only the steps after its checkpoint.
+            "samples_per_second": epochs * len(rows) * (1 - outcome["resumed_at"] / steps) / trained_s,
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        }
+        shutil.rmtree(checkpoints)
+        (out / "evidence.json").write_text(json.dumps(evidence, indent=1), encoding="utf-8")
+        return Adapter(path=out, base=base.model, sha256=sha256, evidence=evidence)
+
+    def _packs(self, fresh: LocalLM) -> bool:
+        """Return whether to pack: asked for, and this network computes packed rows exactly."""
+        from frugalrec.llm.scoring import CausalScorer
+
+        if not self.config.packing:
+            return False
+        scorer = CausalScorer(fresh.network, pad=fresh.pad_id, max_batch_tokens=fresh.max_batch_tokens)
+        exact = scorer.shares_exactly()
+        if not exact and self.config.loss == "listwise":
+            raise ModelError(f"{fresh.model} cannot compute packed groups; use the loss two-way.")
+        return exact
+
+    def _train(
+        self,
+        network: Any,
+        groups: Sequence[LabelledGroup],
+        judged: Sequence[LabelledGroup],
+        tokens: tuple[int, int],
+        checkpoints: Path,
+        progress: Progress | None,
+    ) -> tuple[Any, dict[str, Any]]:
+        from frugalrec.tuning import lora
+
+        config = self.config
         model = lora.add_lora(
-            _fresh(base).network,
+            network,
             rank=config.rank,
             alpha=config.alpha,
             dropout=config.dropout,
             targets=config.target_modules,
             seed=config.seed,
         )
+        n_rows = sum(group.labels.size for group in groups)
         outcome = lora.train(
             model,
             groups,
@@ -118,42 +181,15 @@ class PointwiseTuner(Tuner):
             checkpoints,
             epochs=config.epochs,
             learning_rate=config.learning_rate,
-            groups_per_batch=max(1, config.batch_size * len(groups) // len(rows)),
+            groups_per_batch=max(1, config.batch_size * len(groups) // n_rows),
             loss=config.loss,
             seed=config.seed,
             progress=progress,
         )
-        trained_s = time.perf_counter() - started
-        sha256 = lora.save(model, out)
-        probe = groups[:4]
-        logits = lora.evaluate_groups(model, [group.packed for group in probe], tokens)
-        odds = np.concatenate([(pair[:, 0] - pair[:, 1]).numpy() for pair in logits])
-        n_parameters = sum(matrix.numel() for matrix in lora.adapter_weights(model).values())
-        del model  # before the next copy is loaded
-        probed = rows[: odds.size]
-        evidence = {
-            **outcome,
-            "config": asdict(config),
-            "answers": list(self.answers),
-            "rows": len(rows),
-            "groups": len(groups),
-            "validation_rows": len(validation or ()),
-            "trainable_parameters": n_parameters,
-            "tokens_trained": config.epochs * _tokens(groups),
-            "tokens_trained_without_packing": config.epochs * _tokens(groups, alone=True),
-            "tokens_validated": config.epochs * _tokens(judged),
-            "reload_difference": check_reload(base, out, probed, self.answers, odds),
-            "seconds": time.perf_counter() - started,
-            "cpu_seconds": time.process_time() - cpu,
-            "samples_per_second": config.epochs * len(rows) / trained_s,
-            "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
-        }
-        shutil.rmtree(checkpoints)
-        (out / "evidence.json").write_text(json.dumps(evidence, indent=1), encoding="utf-8")
-        return Adapter(path=out, base=base.model, sha256=sha256, evidence=evidence)
+        return model, outcome
 
     def _groups(
-        self, base: LocalLM, rows: Sequence[TrainingRow]
+        self, base: LocalLM, rows: Sequence[TrainingRow], pack_groups: bool
     ) -> tuple[list[LabelledGroup], tuple[int, int]]:
         """Return the packed groups and the answers' tokens, tokenised as for inference."""
         from frugalrec.llm.queries import answer_queries
@@ -171,8 +207,7 @@ class PointwiseTuner(Tuner):
         found = {tuple(query.targets[0].tolist()) for query in queries}
         if len(found) > 1:
             raise ModelError(f"the answers {self.answers} have other tokens after other prompts: {found}.")
-        numbers = range(len(rows))
-        split = groupby(numbers, key=lambda i: rows[i].group if self.config.packing else i)
+        split = groupby(range(len(rows)), key=lambda i: rows[i].group if pack_groups else i)
         parts = [list(part) for _, part in split]
         groups = [
             LabelledGroup(
@@ -196,40 +231,6 @@ class PointwiseTuner(Tuner):
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def check_reload(
-    base: LocalLM, adapter: Path, rows: Sequence[TrainingRow], answers: tuple[str, str], odds: FloatArray
-) -> float:
-    """Load the adapter from disk on a fresh base model, ask as inference asks, and compare.
-
-    Args:
-        base: The model that was tuned.
-        adapter: The adapter's folder.
-        rows: Some training rows.
-        answers: The answers' texts.
-        odds: The trained model's log-odds of those rows, (n,).
-
-    Returns:
-        The largest absolute difference of log-odds.
-
-    Raises:
-        ModelError: If it exceeds what rounding explains.
-    """
-    groups = [
-        PromptGroup(prefix="", suffixes=tuple(row.prompt for row in part))
-        for _, part in groupby(rows, key=lambda row: row.group)
-    ]
-    answered, _ = _fresh(base, adapter).choose(groups, answers)
-    again = np.concatenate([pair[:, 0] - pair[:, 1] for pair in answered])
-    difference = float(np.abs(again - odds).max())
-    tolerance = (1e-3 if base.dtype == "float32" else 0.1) * max(1.0, float(np.abs(odds).max()))
-    if not difference <= tolerance:
-        raise ModelError(
-            f"the saved adapter in {adapter} gives other answers than the trained model (log-odds differ "
-            f"by up to {difference:.3g}). Tune again; if it recurs, report your peft version."
-        )
-    return difference
-
-
 def _check(base: LocalLM, rows: Sequence[TrainingRow]) -> None:
     if base.is_encoder_decoder:
         raise ModelError(f"{base.model} is an encoder-decoder; yes/no tuning needs a decoder-only model.")
@@ -241,17 +242,6 @@ def _check(base: LocalLM, rows: Sequence[TrainingRow]) -> None:
             f"tuning needs rows of both answers; got {n_yes} Yes among {len(rows)}. "
             f"Raise the number of samples or of negatives."
         )
-
-
-def _fresh(base: LocalLM, adapter: Path | None = None) -> LocalLM:
-    """Return another copy of the base model; the caller's stays as it is."""
-    return type(base).load(
-        base.source or base.model,
-        adapter=adapter,
-        dtype=cast(Any, base.dtype),
-        device=base.device,
-        max_batch_tokens=base.max_batch_tokens,
-    )
 
 
 def _tokens(groups: Sequence[LabelledGroup], *, alone: bool = False) -> int:
