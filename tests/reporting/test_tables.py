@@ -95,6 +95,18 @@ def test_the_chosen_weight_is_marked_in_words():
     assert [cell.text for cell in marked] == ["0.3"]
 
 
+def test_a_long_loss_curve_is_thinned_but_keeps_both_ends():
+    table = details.loss_table(sample(tuning={"loss": [[step, 1.0] for step in range(0, 10_000)]}))
+    steps = [row.cells[0].text for row in table.rows]
+    assert (len(steps), steps[0], steps[-1]) == (25, "0", "9,999")
+    assert "25 of 10000 recorded steps" in table.caption
+
+
+def test_a_short_loss_curve_is_whole():
+    table = details.loss_table(sample(tuning={"loss": [[1, 2.0], [2, 1.5], [3, 1.0]]}))
+    assert [row.cells[1].text for row in table.rows] == ["2.0000", "1.5000", "1.0000"]
+
+
 def test_absent_parts_have_no_table():
     report = sample(deciles=None, warmth=(), stages=(), selection=None, tuning=None, weights=None)
     makers = (details.decile_table, details.warmth_table, details.stage_table, details.length_table,

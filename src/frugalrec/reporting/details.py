@@ -12,6 +12,9 @@ from frugalrec.reporting.facts import Finding
 from frugalrec.reporting.judge import LLM_KINDS, best_arm, difference
 from frugalrec.reporting.tables import Cell, Column, Row, Table, interval_cell
 
+LOSS_ROWS = 25
+"""The most rows that a printed loss curve has."""
+
 
 def key_figures(report: Report) -> list[tuple[str, str, str]]:
     """Return the three or four figures a reader remembers: title, value, and what it stands beside."""
@@ -273,9 +276,16 @@ def finding_amount(finding: Finding) -> str:
 
 
 def loss_table(report: Report) -> Table | None:
-    """Return the loss curve as a table."""
+    """Return the loss curve as a table of at most `LOSS_ROWS` rows, the first and the last included."""
     curve = (report.tuning or {}).get("loss")
-    return pairs_table("loss", "Training loss by step.", ("Step", "Loss"), curve) if curve else None
+    if not curve:
+        return None
+    last = len(curve) - 1
+    kept = sorted({round(i * last / (LOSS_ROWS - 1)) for i in range(LOSS_ROWS)})
+    caption = "Training loss by step."
+    if len(kept) < len(curve):
+        caption = f"Training loss at {len(kept)} of {len(curve)} recorded steps; report.json holds them all."
+    return pairs_table("loss", caption, ("Step", "Loss"), [curve[i] for i in kept])
 
 
 def provenance(report: Report) -> list[tuple[str, list[tuple[str, str]]]]:
