@@ -125,7 +125,7 @@ def test_progress_counts_users():
 def test_damaged_cache_and_bad_answers_are_named(tmp_path):
     path = tmp_path / "answers.sqlite"
     path.write_bytes(b"this is no database" * 100)
-    with pytest.raises(StorageError, match="answers.sqlite .* delete the file"):
+    with pytest.raises(StorageError, match="answers.sqlite .* or delete it"):
         CandidateReranker(HashLLM(), PROMPT).score(DATA, RANKING, cache=path)
     with pytest.raises(StorageError, match="not open"):
         AnswerCache(tmp_path / "x").get([b"key"])

@@ -68,7 +68,8 @@ class AnswerCache:
     def _trouble(self, error: Exception) -> StorageError:
         return StorageError(
             f"the answer cache {self.path} cannot be used ({error}). "
-            f"Check the disk, or delete the file; the answers will be asked again."
+            f"Check the disk and that no other run uses the file, or delete it; "
+            f"the answers will then be asked again."
         )
 
 

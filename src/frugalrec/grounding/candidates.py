@@ -59,11 +59,12 @@ class CandidateReranker:
             raise DataError(f"expected {histories.n_items} titles, one an item; got {len(titles)}.")
         odds = np.full(ranking.items.shape, np.nan, dtype=np.float32)
         usage, n = Usage(), ranking.users.size
+        fingerprint = "" if cache is None else self.llm.fingerprint  # once: it may hash files
         with AnswerCache(cache) if cache is not None else nullcontext() as answers:
             for start in range(0, n, self.users_per_batch):
                 rows = range(start, min(start + self.users_per_batch, n))
                 groups = [self._group(histories, ranking, row, titles) for row in rows]
-                known, spent = self._answers(groups, answers)
+                known, spent = self._answers(groups, answers, fingerprint)
                 usage = usage + spent
                 for row, group in zip(rows, groups, strict=True):
                     present = ranking.items[row] != PAD
@@ -80,11 +81,11 @@ class CandidateReranker:
         return self.prompt.group(histories.items[span].tolist(), values, candidates.tolist(), titles)
 
     def _answers(
-        self, groups: Sequence[PromptGroup], cache: AnswerCache | None
+        self, groups: Sequence[PromptGroup], cache: AnswerCache | None, fingerprint: str
     ) -> tuple[dict[str, float], Usage]:
         """Return prompt -> log-odds for all prompts of the groups, and what it cost."""
         texts = list(dict.fromkeys(g.prefix + suffix for g in groups for suffix in g.suffixes))
-        keys = {text: answer_key(self.llm.fingerprint, text, self.prompt.answers) for text in texts}
+        keys = {text: answer_key(fingerprint, text, self.prompt.answers) for text in texts}
         stored = {} if cache is None else cache.get(keys.values())
         known = {text: stored[key] for text, key in keys.items() if key in stored}
         missing: dict[str, dict[str, None]] = {}  # prefix -> suffixes; users may share both
