@@ -38,7 +38,6 @@ FILMS = (
     "Stand by Me (1986)", "Chinatown (1974)", "Jaws (1975)",
 )  # fmt: skip
 ANSWERS = (" Yes", " No")
-TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 
 
 def users(n_users: int, n_candidates: int, seed: int) -> list[PromptGroup]:
@@ -72,7 +71,12 @@ def best_of(repeats: int, work: Callable[[], Any]) -> tuple[float, float, Any]:
 
 
 def compare(model: str, dtype: str, groups: list[PromptGroup], repeats: int) -> dict[str, Any]:
-    """Time the three ways in one number type, and compare their log-probabilities."""
+    """Time the three ways in one number type, and compare their log-probabilities.
+
+    In float32 the shared prefix must equal one prompt each to 1e-4. In bfloat16 no two ways of
+    computing agree that well, so there its mean error against float32 must not exceed that of one
+    prompt each by more than half.
+    """
     ours = LocalLM.load(model, dtype=dtype)
     batched = LocalLM(ours.network, ours.tokenizer, model=model, share_prefix=False)
     single = LocalLM(ours.network, ours.tokenizer, model=model, share_prefix=False, max_batch_tokens=1)
@@ -80,13 +84,19 @@ def compare(model: str, dtype: str, groups: list[PromptGroup], repeats: int) -> 
     ours_s, ours_cpu_s, (shared, usage) = best_of(repeats, lambda: ours.choose(groups, ANSWERS))
     batched_s, batched_cpu_s, (whole, naive) = best_of(repeats, lambda: batched.choose(groups, ANSWERS))
     single_s, single_cpu_s, (alone, _) = best_of(1, lambda: single.choose(groups, ANSWERS))
-    margin = [s[:, 0] - s[:, 1] for s in (np.concatenate(x) for x in (shared, whole, alone))]
+    mine, together, one = (np.concatenate(scores) for scores in (shared, whole, alone))
     errors = {
-        "max_difference_batched": float(np.abs(np.concatenate(shared) - np.concatenate(whole)).max()),
-        "max_difference_single": float(np.abs(np.concatenate(shared) - np.concatenate(alone)).max()),
-        "max_difference_of_log_odds": float(np.abs(margin[0] - margin[1]).max()),
-        "baselines_differ_by": float(np.abs(np.concatenate(alone) - np.concatenate(whole)).max()),
+        "max_difference_batched": float(np.abs(mine - together).max()),
+        "max_difference_single": float(np.abs(mine - one).max()),
+        "baselines_differ_by": float(np.abs(one - together).max()),
     }
+    if dtype == "float32":
+        equal = max(errors["max_difference_batched"], errors["max_difference_single"]) <= 1e-4
+    else:
+        exact = np.concatenate(LocalLM.load(model, dtype="float32").choose(groups, ANSWERS)[0])
+        errors["mean_error_ours"] = float(np.abs(mine - exact).mean())
+        errors["mean_error_single"] = float(np.abs(one - exact).mean())
+        equal = errors["mean_error_ours"] <= 1.5 * errors["mean_error_single"]
     return {
         "dtype": dtype,
         "device": ours.device,
@@ -107,7 +117,7 @@ def compare(model: str, dtype: str, groups: list[PromptGroup], repeats: int) -> 
         "tokens_per_cpu_s": usage.tokens_in / ours_cpu_s,
         "baseline_tokens_per_s": naive.tokens_in / batched_s,
         **errors,
-        "equal": max(errors["max_difference_batched"], errors["max_difference_single"]) <= TOLERANCE[dtype],
+        "equal": equal,
     }
 
 
