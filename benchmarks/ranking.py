@@ -3,8 +3,8 @@
 Every side is a process of its own that reads the same files: factors, held-out items, seen items.
 RecTools ranks with its fastest path for factors (`ImplicitRanker`, same number of threads), then
 `calc_metrics`. The bare product is the chunked matrix multiplication alone, at the same chunk size
-and threads as ours: what no evaluation can beat. Sides take turns, and each side's best time counts; CPU seconds stand
-beside wall seconds, because the machine may be busy.
+and threads as ours: what no evaluation can beat. Sides take turns, and each side's best time counts.
+CPU seconds stand beside wall seconds, because the machine may be busy.
 
     python benchmarks/ranking.py             # 8,696 users x 17,332 items
     python benchmarks/ranking.py --quick

@@ -115,6 +115,7 @@ def count(block: NDArray[Any], wanted: Pairs, known: Pairs) -> tuple[LongArray, 
     pivots[taken] = block[wanted.rows, wanted.items]
     counts = np.zeros((2, *taken.shape), dtype=np.int64)
     broken = np.zeros(n_rows, dtype=bool)
+    flags = _flags(block)
     start = 0
     while start < n_rows:
         widest = int(sizes[start])
@@ -123,7 +124,7 @@ def count(block: NDArray[Any], wanted: Pairs, known: Pairs) -> tuple[LongArray, 
         broken[start:stop] = np.isnan(scores.max(axis=1))  # max() hands NaN on
         for first in range(0, widest, TOGETHER):
             last = min(first + TOGETHER, widest)
-            counts[:, start:stop, first:last] = _rivals(scores, pivots[start:stop, first:last])
+            counts[:, start:stop, first:last] = _rivals(scores, pivots[start:stop, first:last], flags)
         start = stop
     # Counting known items and taking them off is cheaper than masking, and the block stays as it is.
     rows = known.rows
@@ -135,17 +136,22 @@ def count(block: NDArray[Any], wanted: Pairs, known: Pairs) -> tuple[LongArray, 
     return counts[:, taken], broken
 
 
-def _rivals(scores: NDArray[Any], pivots: NDArray[Any]) -> LongArray:
+def _flags(block: NDArray[Any]) -> BoolArray:
+    """Return room for one flag per score and pivot of a few rows, the width a multiple of 2040 = 8 * 255."""
+    pairs = max(_step(block, together) * together for together in range(1, TOGETHER + 1))
+    return np.zeros((pairs, -(-block.shape[1] // 2040) * 2040), dtype=bool)
+
+
+def _rivals(scores: NDArray[Any], pivots: NDArray[Any], flags: BoolArray) -> LongArray:
     """Return how many scores of a row are above and equal to each of its pivots, (2, rows, pivots).
 
     Eight flags are added at a time, as the bytes of one word: 255 words cannot overflow a byte. This
-    is several times faster than summing booleans.
+    is several times faster than summing booleans. The flags past the last item stay False.
     """
-    n_items = scores.shape[1]
-    flags = np.zeros((*pivots.shape, -(-n_items // 2040) * 2040), dtype=bool)  # 2040 = 8 * 255
+    flags = flags[: pivots.size].reshape(*pivots.shape, -1)
     counts = np.empty((2, *pivots.shape), dtype=np.int64)
     for kind, compare in enumerate((np.greater, np.equal)):
-        compare(scores[:, None, :], pivots[:, :, None], out=flags[:, :, :n_items])
+        compare(scores[:, None, :], pivots[:, :, None], out=flags[:, :, : scores.shape[1]])
         words = flags.view(np.uint64).reshape(*pivots.shape, -1, 255)
         counts[kind] = words.sum(axis=-1).view(np.uint8).sum(axis=-1, dtype=np.int64)
     return counts
