@@ -1,0 +1,136 @@
+"""Training windows and length-grouped batches of sequences, without work on padding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frugalrec.data.dataset import Dataset
+from frugalrec.errors import DataError
+from frugalrec.recommenders.networks import SequenceNetwork
+from frugalrec.types import IntArray, LongArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Training windows in CSR form: every transition of every user exactly once.
+
+    A user with more than `max_length` transitions has several windows, cut from the end.
+    """
+
+    users: IntArray
+    """User of each window, (m,)."""
+    indptr: LongArray
+    """Row pointers, (m + 1,), into `inputs` and `targets`."""
+    inputs: LongArray
+    """Item codes fed to the network, oldest first inside a window, (n,)."""
+    targets: LongArray
+    """The item that followed each input, (n,)."""
+
+    def __len__(self) -> int:
+        """Return the number of windows."""
+        return int(self.users.size)
+
+    @property
+    def lengths(self) -> LongArray:
+        """Positions per window, (m,)."""
+        return np.diff(self.indptr)
+
+
+def training_windows(dataset: Dataset, max_length: int) -> Windows:
+    """Cut a data set into windows of at most `max_length` transitions.
+
+    Raises:
+        DataError: If no user has two interactions.
+    """
+    users, starts, stops = [], [], []
+    transitions = dataset.lengths - 1
+    for back in range(int(max(-(-transitions.max(initial=0) // max_length), 0))):
+        # Window `back` covers the transitions that end max_length * back before the last one.
+        rows = np.flatnonzero(transitions > max_length * back)
+        stop = transitions[rows] - max_length * back
+        users.append(rows)
+        starts.append(dataset.indptr[rows] + np.maximum(stop - max_length, 0))
+        stops.append(dataset.indptr[rows] + stop)
+    if not users:
+        raise DataError(
+            f"{dataset.name}: no user has two interactions in training, so there is no transition to learn. "
+            f"Use a model that does not need sequences, for example popularity."
+        )
+    owner, first, last = (np.concatenate(parts).astype(np.int64) for parts in (users, starts, stops))
+    order = np.lexsort((first, owner))
+    owner, first, last = owner[order], first[order], last[order]
+    indptr, positions = ranges(first, last - first)
+    return Windows(
+        users=owner.astype(np.int32),
+        indptr=indptr,
+        inputs=dataset.items[positions].astype(np.int64),
+        targets=dataset.items[positions + 1].astype(np.int64),
+    )
+
+
+def recent(dataset: Dataset, users: IntArray, max_length: int) -> tuple[LongArray, LongArray]:
+    """Return (indptr, items): the last `max_length` items of each user, oldest first."""
+    lengths = np.minimum(dataset.lengths[users], max_length)
+    indptr, positions = ranges(dataset.indptr[users + 1] - lengths, lengths)
+    return indptr, dataset.items[positions].astype(np.int64)
+
+
+def ranges(first: LongArray, lengths: LongArray) -> tuple[LongArray, LongArray]:
+    """Return (indptr, positions) of the runs ``first[i] .. first[i] + lengths[i] - 1``, one after another."""
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return indptr, np.repeat(first - indptr[:-1], lengths) + np.arange(indptr[-1])
+
+
+def length_groups(lengths: LongArray, *, shortest: int = 8) -> list[LongArray]:
+    """Split rows into groups whose lengths differ at most by a factor of two, shortest first.
+
+    Lengths up to `shortest` form one group; a group keeps the order of its rows.
+    """
+    level = np.ceil(np.log2(np.maximum(lengths, 1) / shortest)).clip(min=0).astype(np.int64)
+    return [np.flatnonzero(level == one) for one in np.unique(level)]
+
+
+def padded(indptr: LongArray, items: LongArray, rows: LongArray) -> tuple[Tensor, Tensor]:
+    """Return (items, flat): rows padded at the end, (b, length), and where its real cells are, (n,)."""
+    lengths = indptr[rows + 1] - indptr[rows]
+    width = int(lengths.max())
+    within, positions = ranges(indptr[rows], lengths)
+    cells = np.arange(within[-1]) + np.repeat(np.arange(rows.size) * width - within[:-1], lengths)
+    block = np.zeros(rows.size * width, dtype=np.int64)
+    block[cells] = items[positions]
+    return torch.from_numpy(block.reshape(rows.size, width)), torch.from_numpy(cells)
+
+
+def position_states(
+    network: SequenceNetwork, windows: Windows, rows: LongArray
+) -> tuple[Tensor, Tensor, IntArray]:
+    """Return hidden states (n, width), targets (n,) and users (n,) of all positions of some windows."""
+    states, targets, users = [], [], []
+    for group in length_groups(windows.lengths[rows]):
+        chosen = rows[group]
+        items, cells = padded(windows.indptr, windows.inputs, chosen)
+        states.append(network(items).flatten(0, 1)[cells])
+        counts = windows.lengths[chosen]
+        _, positions = ranges(windows.indptr[chosen], counts)
+        targets.append(torch.from_numpy(windows.targets[positions]))
+        users.append(np.repeat(windows.users[chosen], counts))
+    return torch.cat(states), torch.cat(targets), np.concatenate(users)
+
+
+def last_states(network: SequenceNetwork, indptr: LongArray, items: LongArray) -> Tensor:
+    """Return the state after the last item of each row, (m, width); zero for a row without items."""
+    lengths = np.diff(indptr)
+    states = torch.zeros(lengths.size, network.items.embedding_dim)
+    filled = np.flatnonzero(lengths > 0)
+    with torch.no_grad():
+        for group in length_groups(lengths[filled]):
+            rows = filled[group]
+            for part in np.array_split(rows, -(-rows.size // 512)):
+                block, _ = padded(indptr, items, part)
+                hidden = network(block)
+                states[part] = hidden[torch.arange(part.size), torch.from_numpy(lengths[part] - 1)]
+    return states

@@ -1,0 +1,257 @@
+"""Training of sequence networks: optimisation, validation, early stopping, exact resume.
+
+No work is spent on padding: a batch holds randomly drawn windows, as usual, but runs through the
+network in groups of similar length, and losses are computed at real positions only. Every random
+draw comes from a stream named by (seed, epoch), so a training that was killed and resumed ends with
+the same parameters, to the bit, as one that ran through (same machine, same number of threads).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frugalrec.data.dataset import Dataset
+from frugalrec.errors import StorageError
+from frugalrec.recommenders.batching import Windows, last_states, position_states, ranges, recent
+from frugalrec.recommenders.losses import LossFunction
+from frugalrec.recommenders.networks import SequenceNetwork
+from frugalrec.rng import derive_seed, generator
+
+log = logging.getLogger(__name__)
+
+
+def validation_ndcg(
+    network: SequenceNetwork,
+    train: Dataset,
+    valid: Dataset,
+    *,
+    max_length: int,
+    k: int = 10,
+    block_size: int = 128,
+) -> float:
+    """Return NDCG@k over the full catalogue, mean over users with history and held-out items.
+
+    Items of the history compete too (nothing is masked); a target's rank is one plus the number of
+    items with a higher score, ties in order of item code. Memory is `block_size` rows of scores.
+    """
+    users = np.flatnonzero((valid.lengths > 0) & (train.lengths > 0)).astype(np.int32)
+    if users.size == 0:
+        return float("nan")
+    states = last_states(network, *recent(train, users, max_length))
+    counts = valid.lengths[users]
+    _, positions = ranges(valid.indptr[users], counts)
+    owner, targets = np.repeat(np.arange(users.size), counts), valid.items[positions].astype(np.int64)
+    owner, targets = np.unique(np.stack([owner, targets]), axis=1)
+    gains = np.zeros(owner.size)
+    weight = network.items.weight.detach()
+    for start in range(0, owner.size, block_size):
+        rows = slice(start, start + block_size)
+        target = torch.from_numpy(targets[rows])
+        scores = states[torch.from_numpy(owner[rows])] @ weight.T
+        chosen = scores.gather(1, target[:, None])
+        rank = 1 + np.count_nonzero((scores > chosen).numpy(), axis=1)
+        near = np.flatnonzero(rank <= k)  # ties matter to these only
+        tied = (scores[near] == chosen[near]) & (torch.arange(scores.shape[1]) < target[near, None])
+        rank[near] += np.count_nonzero(tied.numpy(), axis=1)
+        gains[rows] = np.where(rank <= k, 1 / np.log2(rank + 1), 0.0)
+    ideal = np.cumsum(1 / np.log2(np.arange(2, k + 2)))
+    relevant = np.bincount(owner, minlength=users.size)
+    return float(np.mean(np.bincount(owner, gains, users.size) / ideal[np.minimum(relevant, k) - 1]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How to train; the options of the recommenders have the same names and meanings."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    patience: int
+    eval_every: int
+    seed: int
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where a training stands after an epoch; everything a checkpoint holds beside tensors."""
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_ndcg: float = -1.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def exhausted(self, schedule: Schedule) -> bool:
+        """Say whether training is over: all epochs done, or `patience` evaluations without gain."""
+        if self.epoch >= schedule.epochs:
+            return True
+        waited = self.epoch - self.best_epoch
+        return self.best_ndcg >= 0 and waited >= schedule.patience * schedule.eval_every
+
+
+@contextmanager
+def torch_session(threads: int | None, seed: int) -> Iterator[None]:
+    """Run with `threads` torch threads and a private torch random stream, then put both back."""
+    before = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def train_network(
+    network: SequenceNetwork,
+    windows: Windows,
+    loss: LossFunction,
+    schedule: Schedule,
+    *,
+    evaluate: Callable[[], float] | None = None,
+    checkpoint: Path | None = None,
+    key: str = "",
+) -> Progress:
+    """Train in place; with `evaluate`, stop early and restore the best epoch's parameters.
+
+    Args:
+        network: The network; on return it holds the best (or last) epoch, in evaluation mode.
+        windows: What to learn from.
+        loss: Mean loss of a batch.
+        schedule: Epochs, batch size and so on.
+        evaluate: Returns the validation metric of the network as it is, higher is better.
+        checkpoint: Folder of `training.safetensors`, written after every epoch; resumed from if present.
+        key: What the training depends on besides the schedule; a checkpoint of another key is refused.
+    """
+    optimizer = torch.optim.AdamW(
+        network.parameters(),
+        lr=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+        betas=(0.9, 0.999),
+        fused=True,
+    )
+    best = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    progress = Progress()
+    # The number of epochs is no part of the key: a finished training may be asked for more.
+    key = hashlib.sha256(json.dumps([key, {**asdict(schedule), "epochs": 0}]).encode()).hexdigest()
+    if checkpoint is not None and (checkpoint / "training.safetensors").exists():
+        progress = _resume(checkpoint, network, optimizer, best, key)
+    while not progress.exhausted(schedule):
+        started = time.perf_counter()
+        progress.epoch += 1
+        record = {
+            "epoch": progress.epoch,
+            "loss": _epoch(network, windows, loss, schedule, optimizer, progress.epoch),
+        }
+        network.eval()
+        if evaluate is None or progress.epoch % schedule.eval_every == 0:
+            ndcg = float("nan") if evaluate is None else evaluate()
+            record["valid_ndcg"] = ndcg
+            if evaluate is None or ndcg > progress.best_ndcg:
+                progress.best_epoch = progress.epoch
+                progress.best_ndcg = progress.best_ndcg if evaluate is None else ndcg
+                for name, value in network.state_dict().items():
+                    best[name].copy_(value)
+        record["seconds"] = time.perf_counter() - started
+        progress.history.append(record)
+        log.info("epoch %d: %s", progress.epoch, record)
+        if checkpoint is not None:
+            _save(checkpoint, network, optimizer, best, progress, key)
+    if progress.best_epoch:
+        network.load_state_dict(best)
+    network.eval()
+    return progress
+
+
+def _epoch(
+    network: SequenceNetwork,
+    windows: Windows,
+    loss: LossFunction,
+    schedule: Schedule,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+) -> float:
+    rng = generator(schedule.seed, "epoch", epoch)
+    torch.manual_seed(derive_seed(schedule.seed, "dropout", epoch))
+    network.train()
+    total = 0.0
+    order = rng.permutation(len(windows))
+    for start in range(0, order.size, schedule.batch_size):
+        states, targets, users = position_states(network, windows, order[start : start + schedule.batch_size])
+        value = loss(states, network.items.weight, targets, users, rng)
+        optimizer.zero_grad()
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += float(value.detach()) * targets.shape[0]
+    return total / windows.targets.size
+
+
+def _save(
+    folder: Path,
+    network: SequenceNetwork,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    progress: Progress,
+    key: str,
+) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
+    for index, entry in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in entry.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "training.safetensors.part"
+    # One file, renamed when complete: a kill at any instant leaves the previous checkpoint whole.
+    metadata = {"key": key, "progress": json.dumps(asdict(progress))}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, part, metadata=metadata)
+    os.replace(part, folder / "training.safetensors")
+
+
+def _resume(
+    folder: Path,
+    network: SequenceNetwork,
+    optimizer: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    key: str,
+) -> Progress:
+    from safetensors import safe_open
+
+    path = folder / "training.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise StorageError(f"{path} is damaged ({error}); delete it to train from the start.") from error
+    if metadata.get("key") != key:
+        raise StorageError(
+            f"{path} belongs to a training with other data or options; "
+            f"give another checkpoint folder, or delete it to train from the start."
+        )
+    network.load_state_dict(_part(tensors, "network."))
+    best.update(_part(tensors, "best."))
+    state = optimizer.state_dict()
+    state["state"] = {}
+    for name, value in _part(tensors, "optimizer.").items():
+        index, field_name = name.split(".")
+        state["state"].setdefault(int(index), {})[field_name] = value
+    optimizer.load_state_dict(state)
+    return Progress(**json.loads(metadata["progress"]))
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
