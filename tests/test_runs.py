@@ -41,6 +41,21 @@ def test_an_unfinished_stage_finds_its_work_again(tmp_path):
         assert not run.stage("s", {}, build).reused
 
 
+def test_the_seconds_of_a_killed_attempt_are_part_of_the_cost(tmp_path):
+    def broken(folder, meter):
+        began = json.loads((folder / "attempt.json").read_text())["began"]
+        (folder / "half").write_text("")
+        os.utime(folder / "half", (began + 100, began + 100))  # the last sign of life
+        raise RuntimeError("killed")
+
+    with Run(tmp_path) as run, pytest.raises(RuntimeError):
+        run.stage("s", {}, broken)
+    with Run(tmp_path) as run:
+        stage = run.stage("s", {}, lambda folder, meter: None)
+    assert 100 <= stage.usage.wall_s < 110
+    assert not (stage.path / "attempt.json").exists()
+
+
 @pytest.mark.parametrize("instant", ["before", "between", "after"])
 def test_a_kill_around_the_renames_loses_nothing(tmp_path, instant, monkeypatch):
     """The old stage is moved away, then the new one moved in: die at each of these points."""

@@ -77,7 +77,7 @@ class SelectionConfig(Section):
 
     scorer: str = "random"
     """`random`, `longest` or `recent`."""
-    budget: str = "64"
+    budget: str | int | float = 64
     """Samples to keep: a number, or a share such as `2%`."""
     window: int = Field(default=8, ge=1)
     """Longest history in a prompt, in items."""

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from frugalrec.errors import StorageError
 from frugalrec.ledger import Ledger, Meter, Usage, measure
 
 STAGE_FILE = "stage.json"
+ATTEMPT_FILE = "attempt.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +164,12 @@ class Run:
     def _build(
         self, work: Path, key: Mapping[str, Any], digest: str, build: Callable[[Path, Meter], None]
     ) -> None:
+        earlier_s = _earlier_attempts(work)
         with measure() as meter:
             build(work, meter)
-        content = {"hash": digest, "key": dict(key), "usage": meter.usage.to_dict()}
+        (work / ATTEMPT_FILE).unlink()
+        usage = meter.usage + Usage(wall_s=earlier_s)
+        content = {"hash": digest, "key": dict(key), "usage": usage.to_dict()}
         write_text(work / STAGE_FILE, json.dumps(content, indent=1, default=str))
 
     def _finished(self, name: str, path: Path, digest: str, reused: bool = True) -> Stage | None:
@@ -186,3 +191,20 @@ class Run:
             os.replace(final, trash / f"{final.name}-{os.getpid()}-{len(self.stages)}")
         os.replace(work, final)
         shutil.rmtree(self.folder / ".trash", ignore_errors=True)
+
+
+def _earlier_attempts(work: Path) -> float:
+    """Return the seconds that killed attempts at a stage spent, and note that a new one begins.
+
+    An attempt's last sign of life is the newest file it wrote; what came after is not known.
+    """
+    earlier_s = 0.0
+    note = work / ATTEMPT_FILE
+    try:
+        last = json.loads(note.read_text())
+        newest = max(path.stat().st_mtime for path in work.rglob("*"))
+        earlier_s = float(last["earlier_s"]) + max(0.0, newest - float(last["began"]))
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+        pass  # the first attempt, or one that was killed while it wrote the note
+    write_text(note, json.dumps({"began": time.time(), "earlier_s": earlier_s}))
+    return earlier_s

@@ -27,13 +27,14 @@ def opened(
     items: Path | None,
     item_column: list[str] | None,
     encoding: str,
+    time_unit: str,
     seed: int,
 ) -> Any:
     """Read a data set as the shared options say."""
     from frugalrec import config
     from frugalrec.stages.data import open_dataset
 
-    overrides = data_overrides(source, format, column, items, item_column, encoding)
+    overrides = data_overrides(source, format, column, items, item_column, encoding, time_unit)
     return open_dataset(config.load(None, overrides).data, seed)
 
 
@@ -44,6 +45,7 @@ def data_overrides(
     items: Path | None,
     item_column: list[str] | None,
     encoding: str | None,
+    time_unit: str | None,
 ) -> dict[str, Any]:
     """Turn the shared options into configuration overrides."""
     return {
@@ -53,6 +55,7 @@ def data_overrides(
         "data.items": str(items) if items else None,
         "data.item_columns": options.mapping(item_column, "--item-column") or None,
         "data.encoding": encoding,
+        "data.time_unit": time_unit,
     }
 
 
@@ -63,6 +66,7 @@ def audit(
     items: options.Items = None,
     item_column: options.ItemColumns = None,
     encoding: options.Encoding = "utf-8",
+    time_unit: options.TimeUnit = "auto",
     split: options.SplitName = "auto",
     allow: options.Allow = None,
     seed: options.Seed = 0,
@@ -72,7 +76,7 @@ def audit(
     from frugalrec.data.audit import audit as run_audit
     from frugalrec.data.splits import split as cut
 
-    dataset = opened(source, format, column, items, item_column, encoding, seed)
+    dataset = opened(source, format, column, items, item_column, encoding, time_unit, seed)
     report = run_audit(dataset, cut(dataset, split))  # type: ignore[arg-type]
     if as_json:
         options.show_json(report.to_dict())
@@ -107,13 +111,14 @@ def describe(
     items: options.Items = None,
     item_column: options.ItemColumns = None,
     encoding: options.Encoding = "utf-8",
+    time_unit: options.TimeUnit = "auto",
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
     """Say what a data set holds: sizes, density, lengths, time span, texts."""
     from frugalrec.data.describe import describe as summarise
 
-    facts = summarise(opened(source, format, column, items, item_column, encoding, seed))
+    facts = summarise(opened(source, format, column, items, item_column, encoding, time_unit, seed))
     if as_json:
         options.show_json(facts)
         return
@@ -143,12 +148,13 @@ def convert(
     items: options.Items = None,
     item_column: options.ItemColumns = None,
     encoding: options.Encoding = "utf-8",
+    time_unit: options.TimeUnit = "auto",
     seed: options.Seed = 0,
 ) -> None:
     """Write a data set in another format; reading it back gives the same data."""
     from frugalrec.data.convert import convert as write
 
-    dataset = opened(source, format, column, items, item_column, encoding, seed)
+    dataset = opened(source, format, column, items, item_column, encoding, time_unit, seed)
     write(dataset, destination, to)  # type: ignore[arg-type]
     typer.echo(f"{dataset.n:,} interactions of {dataset.n_users:,} users written to {destination}")
 

@@ -24,6 +24,7 @@ ItemColumns = Annotated[
     typer.Option("--item-column", metavar="NAME=COLUMN", help="Map item or title to a column of --items."),
 ]
 Encoding = Annotated[str, typer.Option("--encoding", help="Text encoding of CSV files.")]
+TimeUnit = Annotated[str, typer.Option("--time-unit", help="Unit of the time column: auto, s or ms.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of every random stream.")]
 Allow = Annotated[
     list[str] | None,

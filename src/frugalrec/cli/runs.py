@@ -60,6 +60,9 @@ def run(
     items: options.Items = None,
     item_column: options.ItemColumns = None,
     encoding: Annotated[str | None, typer.Option("--encoding", help="Text encoding of CSV files.")] = None,
+    time_unit: Annotated[
+        str | None, typer.Option("--time-unit", help="Unit of the time column: auto, s or ms.")
+    ] = None,
     split: Annotated[str | None, typer.Option("--split", help="auto, time, leave-last-out or given.")] = None,
     allow: options.Allow = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of every random stream.")] = None,
@@ -75,7 +78,7 @@ def run(
     from frugalrec.reporting.tables import terminal_table
 
     overrides = {
-        **data_overrides(source, format, column, items, item_column, encoding),
+        **data_overrides(source, format, column, items, item_column, encoding, time_unit),
         "data.split": split,
         "data.allow": allow,
         "llm.model": llm,
@@ -110,6 +113,7 @@ def train(
     items: options.Items = None,
     item_column: options.ItemColumns = None,
     encoding: options.Encoding = "utf-8",
+    time_unit: options.TimeUnit = "auto",
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
 ) -> None:
@@ -119,7 +123,7 @@ def train(
     from frugalrec.cli.data import opened
     from frugalrec.stages.models import train_model
 
-    dataset = opened(source, format, column, items, item_column, encoding, seed)
+    dataset = opened(source, format, column, items, item_column, encoding, time_unit, seed)
     given = {k: yaml.safe_load(v) for k, v in options.mapping(option, "--option").items()}
     facts = train_model(dataset, model, given, out)
     if as_json:
@@ -162,6 +166,7 @@ def evaluate(
     items: options.Items = None,
     item_column: options.ItemColumns = None,
     encoding: options.Encoding = "utf-8",
+    time_unit: options.TimeUnit = "auto",
     split: options.SplitName = "auto",
     seed: options.Seed = 0,
     as_json: options.AsJson = False,
@@ -170,7 +175,7 @@ def evaluate(
     from frugalrec.cli.data import opened
     from frugalrec.stages.models import compare_models
 
-    dataset = opened(source, format, column, items, item_column, encoding, seed)
+    dataset = opened(source, format, column, items, item_column, encoding, time_unit, seed)
     names = model or ["popularity", "markov", "ease"]
     metrics = metric or ["ndcg@10", "recall@10"]
     rows = compare_models(dataset, names, metrics, fold=fold, split_method=split)
