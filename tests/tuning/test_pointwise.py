@@ -185,6 +185,16 @@ def test_listwise_loss_tunes_too(base, tmp_path):
     assert auc_of(LocalLM.load(base.source, adapter=adapter.path, device="cpu"), HELD_OUT) > 0.99
 
 
+def test_half_precision_base_keeps_its_adapter_in_full(base, tmp_path):
+    half = LocalLM.load(base.source, dtype="bfloat16", device="cpu")
+    config = PointwiseConfig(epochs=4, learning_rate=3e-2, batch_size=12)
+    adapter = PointwiseTuner(config).tune(half, ROWS, None, tmp_path)
+    from safetensors.torch import load_file
+
+    assert {w.dtype for w in load_file(tmp_path / lora.WEIGHTS).values()} == {torch.float32}
+    assert auc_of(LocalLM.load(base.source, adapter=adapter.path, device="cpu"), HELD_OUT) > 0.95
+
+
 def test_adapter_that_does_nothing_is_refused(base, tmp_path):
     model = lora.add_lora(
         LocalLM.load(base.source, device="cpu").network,
