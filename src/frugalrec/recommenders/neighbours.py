@@ -54,15 +54,26 @@ class ItemKNN(Recommender):
 
     def _nearest(self, together: Any, norms: FloatArray, start: int) -> Any:
         """Return the sparse k nearest neighbours of a block of items from their co-occurrences."""
-        co = together.toarray()  # (block, n_items): users who took both
-        rows = np.arange(co.shape[0])
-        co[rows, rows + start] = 0.0
-        denominator = norms[start : start + co.shape[0], None] * norms[None, :] + np.float32(self.shrink)
-        similarity = np.divide(co, denominator, out=np.zeros_like(co), where=co > 0)
-        items, values = top_k(similarity, self.k)
-        kept = values > 0
-        indptr = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
-        nearest = sp.csr_array((values[kept], items[kept], indptr), shape=similarity.shape)
+        co = together.tocsr()  # (block, n_items): users who took both
+        rows = np.repeat(np.arange(co.shape[0]), np.diff(co.indptr))
+        other = co.indices != rows + start
+        rows, items = rows[other], co.indices[other]
+        values = co.data[other] / (norms[rows + start] * norms[items] + np.float32(self.shrink))
+        # Most items of a sparse data set have few co-taken ones: only the others need choosing.
+        wide = np.bincount(rows, minlength=co.shape[0]) > self.k
+        chosen, kept = np.flatnonzero(wide), ~wide[rows]
+        all_pairs = sp.csr_array((values, (rows, items)), shape=co.shape)
+        best, best_values = top_k(all_pairs[chosen].toarray(), self.k)
+        nearest = sp.csr_array(
+            (
+                np.concatenate([values[kept], best_values.ravel()]),
+                (
+                    np.concatenate([rows[kept], np.repeat(chosen, best.shape[1])]),
+                    np.concatenate([items[kept], best.ravel()]),
+                ),
+            ),
+            shape=co.shape,
+        )
         nearest.sort_indices()  # sums then run in one order, before and after saving
         return nearest
 
