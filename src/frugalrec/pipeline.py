@@ -31,6 +31,10 @@ def run_pipeline(
     Raises:
         FrugalrecError: For everything a user can mend; finished stages stay.
     """
+    # what is wrong with the options is said now, not after an hour
+    cheap.check_names(config)
+    model = None if config.llm.model == "none" else llm.open_model(config)
+
     with Run(folder, observer) as run:
         # data: read, split by time, audit for leaks; an error-level leak ends the run here
         prepared = data.prepare(run, config)
@@ -42,9 +46,8 @@ def run_pipeline(
 
         # the LLM, unless the run goes without
         served = None
-        if config.llm.model != "none":
+        if model is not None:
             # selection: a few training samples; tuning: LoRA with yes/no scoring on them
-            model = llm.open_model(config)
             samples = llm.select_samples(run, config, prepared)
             tuned = llm.tune(run, config, prepared, first, samples, model)
 

@@ -104,6 +104,12 @@ def load_model(
     return create(name, **options).load(path / folder, data)
 
 
+def check_names(config: RunConfig) -> None:
+    """Refuse a model that is not known, or an option that it does not take."""
+    for name in config.recommenders.names:
+        create(name, **config.recommenders.options.get(name, {}))
+
+
 def applicable(config: RunConfig, data: Prepared) -> list[str]:
     """Return the models that fit the data: the max-id control is for data with numbered items only."""
     numbered = np.char.isdecimal(data.dataset.item_ids).all()
