@@ -71,12 +71,12 @@ def llm_arms(
     config: RunConfig, data: Prepared, first: CheapArm, served: Served, prices: Prices | None
 ) -> Iterator[Candidate]:
     """Yield every way to use the LLM's answers, and the controls beside them."""
-    whole = first.rankings["test"]
+    whole, free = first.rankings["test"], ArmCost(fit_s=first.fit_s, ms_per_user=first.ms_per_user)
     for variant in served.variants.values():
-        cost = _llm_cost(first, served, variant, whole.users.size, prices)
+        paid = _llm_cost(first, served, variant, whole.users.size, prices)
         for name, label, kind, why, part in _variant_lists(config, first, served, variant):
+            cost = free if kind == "control" else paid
             yield _candidate(config, data, whole, served, name, label, kind, why, part, cost)
-    free = ArmCost(fit_s=first.fit_s, ms_per_user=first.ms_per_user)
     for name, label, why, part in _control_lists(config, data, first, served):
         arm = _candidate(config, data, whole, served, name, label, "control", why, part, free)
         yield replace(arm, oracle=name == ORACLE)
