@@ -9,9 +9,9 @@ from frugalrec.data.dataset import Dataset
 from frugalrec.errors import DataError, StorageError
 from frugalrec.recommenders import losses
 from frugalrec.recommenders.batching import (
+    cells,
     last_states,
     length_groups,
-    padded,
     position_states,
     recent,
     training_windows,
@@ -96,10 +96,10 @@ def test_groups_partition_the_rows_and_bound_the_padding() -> None:
         assert longest <= 8 or lengths[group].min() * 2 > longest - 1
 
 
-def test_padding_puts_items_at_the_front() -> None:
-    block, cells = padded(np.array([0, 2, 5, 6]), np.arange(10, 16), np.array([1, 2, 0]))
-    assert block.tolist() == [[12, 13, 14], [15, 0, 0], [10, 11, 0]]
-    assert cells.tolist() == [0, 1, 2, 3, 6, 7]
+def test_padded_cells_take_packed_positions() -> None:
+    take, real = cells(np.array([3, 1, 2]))  # packed positions 0 1 2 | 3 | 4 5
+    assert take.tolist() == [[0, 1, 2], [3, 4, 5], [4, 5, 5]]
+    assert real.tolist() == [0, 1, 2, 3, 6, 7]
 
 
 @pytest.mark.parametrize("kind", KINDS)

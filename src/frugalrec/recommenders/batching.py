@@ -94,31 +94,41 @@ def length_groups(lengths: LongArray, *, shortest: int = 8) -> list[LongArray]:
     return [np.flatnonzero(level == one) for one in np.unique(level)]
 
 
-def padded(indptr: LongArray, items: LongArray, rows: LongArray) -> tuple[Tensor, Tensor]:
-    """Return (items, flat): rows padded at the end, (b, length), and where its real cells are, (n,)."""
-    lengths = indptr[rows + 1] - indptr[rows]
+def cells(lengths: LongArray) -> tuple[LongArray, LongArray]:
+    """Return (take, real) for rows padded at the end to the longest.
+
+    Args:
+        lengths: Lengths of rows that lie one after another in a packed array, (b,).
+
+    Returns:
+        take: Packed position for each padded cell, (b, longest); any position where there is none.
+        real: Which flat cells are real, in packed order, (n,).
+    """
+    first = np.cumsum(lengths) - lengths
     width = int(lengths.max())
-    within, positions = ranges(indptr[rows], lengths)
-    cells = np.arange(within[-1]) + np.repeat(np.arange(rows.size) * width - within[:-1], lengths)
-    block = np.zeros(rows.size * width, dtype=np.int64)
-    block[cells] = items[positions]
-    return torch.from_numpy(block.reshape(rows.size, width)), torch.from_numpy(cells)
+    take = np.minimum(first[:, None] + np.arange(width), max(int(lengths.sum()) - 1, 0))
+    real = np.flatnonzero((np.arange(width) < lengths[:, None]).ravel())
+    return take, real
 
 
 def position_states(
     network: SequenceNetwork, windows: Windows, rows: LongArray
 ) -> tuple[Tensor, Tensor, IntArray]:
     """Return hidden states (n, width), targets (n,) and users (n,) of all positions of some windows."""
-    states, targets, users = [], [], []
-    for group in length_groups(windows.lengths[rows]):
-        chosen = rows[group]
-        items, cells = padded(windows.indptr, windows.inputs, chosen)
-        states.append(network(items).flatten(0, 1)[cells])
-        counts = windows.lengths[chosen]
-        _, positions = ranges(windows.indptr[chosen], counts)
-        targets.append(torch.from_numpy(windows.targets[positions]))
-        users.append(np.repeat(windows.users[chosen], counts))
-    return torch.cat(states), torch.cat(targets), np.concatenate(users)
+    lengths = windows.lengths[rows]
+    groups = length_groups(lengths)
+    order = np.concatenate(groups)
+    _, positions = ranges(windows.indptr[rows[order]], lengths[order])
+    # One look-up for all groups: the gradient of each look-up is as large as the embedding.
+    embedded = network.items(torch.from_numpy(windows.inputs[positions]))
+    states, start = [], 0
+    for group in groups:
+        take, real = cells(lengths[group])
+        packed = embedded[start : start + real.size]
+        states.append(network.encode(packed[torch.from_numpy(take)]).flatten(0, 1)[torch.from_numpy(real)])
+        start += real.size
+    targets = torch.from_numpy(windows.targets[positions])
+    return torch.cat(states), targets, np.repeat(windows.users[rows[order]], lengths[order])
 
 
 def last_states(network: SequenceNetwork, indptr: LongArray, items: LongArray) -> Tensor:
@@ -130,7 +140,8 @@ def last_states(network: SequenceNetwork, indptr: LongArray, items: LongArray) -
         for group in length_groups(lengths[filled]):
             rows = filled[group]
             for part in np.array_split(rows, -(-rows.size // 512)):
-                block, _ = padded(indptr, items, part)
-                hidden = network(block)
+                _, positions = ranges(indptr[part], lengths[part])
+                take, _ = cells(lengths[part])
+                hidden = network(torch.from_numpy(items[positions][take]))
                 states[part] = hidden[torch.arange(part.size), torch.from_numpy(lengths[part] - 1)]
     return states

@@ -47,8 +47,10 @@ def sampled_softmax_loss(
     `log_expected` (n_items,), so the sum is an unbiased estimate of the full one and the loss tends to
     `softmax_loss` as s grows (Bengio and Senecal, 2008). A negative that is the target is left out.
     """
-    positive = (hidden * weight[targets]).sum(dim=1)
-    logits = hidden @ weight[negatives].T - log_expected[negatives]
+    # One look-up for both: the gradient of each look-up is as large as the embedding.
+    chosen = torch.nn.functional.embedding(torch.cat([targets, negatives]), weight)
+    positive = (hidden * chosen[: targets.shape[0]]).sum(dim=1)
+    logits = hidden @ chosen[targets.shape[0] :].T - log_expected[negatives]
     logits = logits.masked_fill(negatives[None, :] == targets[:, None], -torch.inf)
     total = torch.logsumexp(torch.cat([positive[:, None], logits], dim=1), dim=1)
     return total - positive
@@ -56,8 +58,8 @@ def sampled_softmax_loss(
 
 def binary_loss(hidden: Tensor, weight: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
     """Return ``-log sigmoid(s[target]) - log sigmoid(-s[negative])``, (n,); negatives (n,)."""
-    positive = (hidden * weight[targets]).sum(dim=1)
-    negative = (hidden * weight[negatives]).sum(dim=1)
+    chosen = torch.nn.functional.embedding(torch.stack([targets, negatives]), weight)
+    positive, negative = (hidden * chosen).sum(dim=2)
     softplus = torch.nn.functional.softplus
     return softplus(-positive) + softplus(negative)
 

@@ -26,6 +26,14 @@ class SequenceNetwork(nn.Module):
         super().__init__()
         self.items = nn.Embedding(n_items, embedding_size)
 
+    def forward(self, items: Tensor) -> Tensor:
+        """Return hidden states, (batch, length, width), of item codes (batch, length)."""
+        return self.encode(self.items(items))
+
+    def encode(self, embedded: Tensor) -> Tensor:
+        """Return hidden states, (batch, length, width), of embedded items of the same shape."""
+        raise NotImplementedError
+
     def initialise(self, scale: float = 0.02) -> None:
         """Draw all matrices from a normal distribution of deviation `scale`; biases start at zero."""
         for module in self.modules():
@@ -75,10 +83,10 @@ class SASRecNetwork(SequenceNetwork):
         self.norm = nn.LayerNorm(embedding_size)
         self.initialise()
 
-    def forward(self, items: Tensor) -> Tensor:
-        """Return hidden states, (batch, length, width), of item codes (batch, length)."""
-        places = torch.arange(items.shape[1], device=items.device)
-        states = self.dropout(self.norm_in(self.items(items) + self.positions(places)))
+    def encode(self, embedded: Tensor) -> Tensor:
+        """Return hidden states, (batch, length, width), of embedded items of the same shape."""
+        places = self.positions.weight[: embedded.shape[1]]
+        states = self.dropout(self.norm_in(embedded + places))
         for block in self.blocks:
             states = block(states)
         hidden: Tensor = self.norm(states)
@@ -95,14 +103,14 @@ class AttentionBlock(nn.Module):
         self.mix = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
         self.norm_feed = nn.LayerNorm(width)
-        self.widen = nn.Linear(width, 4 * width)
-        self.narrow = nn.Linear(4 * width, width)
+        self.widen = nn.Linear(width, width)
+        self.narrow = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, states: Tensor) -> Tensor:
         """Return new states of the same shape."""
         states = states + self.dropout(self.attend(self.norm_attention(states)))
-        fed: Tensor = self.narrow(nn.functional.gelu(self.widen(self.norm_feed(states))))
+        fed: Tensor = self.narrow(torch.relu(self.widen(self.norm_feed(states))))
         return states + cast(Tensor, self.dropout(fed))
 
     def attend(self, states: Tensor) -> Tensor:
@@ -134,9 +142,9 @@ class GRU4RecNetwork(SequenceNetwork):
         self.norm = nn.LayerNorm(embedding_size)
         self.initialise()
 
-    def forward(self, items: Tensor) -> Tensor:
-        """Return hidden states, (batch, length, width), of item codes (batch, length)."""
-        states, _ = self.gru(self.dropout(self.items(items)))
+    def encode(self, embedded: Tensor) -> Tensor:
+        """Return hidden states, (batch, length, width), of embedded items of the same shape."""
+        states, _ = self.gru(self.dropout(embedded))
         hidden: Tensor = self.norm(self.out(self.dropout(states)))
         return hidden
 
@@ -169,9 +177,9 @@ class CaserNetwork(SequenceNetwork):
         self.norm = nn.LayerNorm(embedding_size)
         self.initialise()
 
-    def forward(self, items: Tensor) -> Tensor:
-        """Return hidden states, (batch, length, width), of item codes (batch, length)."""
-        embedded = nn.functional.pad(self.items(items), (0, 0, self.window - 1, 0))
+    def encode(self, embedded: Tensor) -> Tensor:
+        """Return hidden states, (batch, length, width), of embedded items of the same shape."""
+        embedded = nn.functional.pad(embedded, (0, 0, self.window - 1, 0))
         windows = embedded.unfold(1, self.window, 1)  # (batch, length, width, window)
         vertical = self.columns(windows).flatten(2)
         rows = [self._horizontal(embedded, height, layer) for height, layer in enumerate(self.rows, start=1)]
