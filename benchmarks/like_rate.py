@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from frugalrec.data.tallrec import (
+from frugalrec.data.readers.tallrec import (
     PointwiseRows,
     git_blob_sha1,
     history_like_rate,

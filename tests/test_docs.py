@@ -33,7 +33,9 @@ def tree() -> str:
     lines = []
     for path in sorted(PACKAGE.iterdir(), key=lambda p: (p.is_file(), p.name)):
         if path.is_dir() and (path / "__init__.py").exists():
-            modules = " ".join(sorted(p.stem for p in path.glob("*.py") if p.stem != "__init__"))
+            inner = [p.name + "/" for p in path.iterdir() if (p / "__init__.py").exists()]
+            inner += [p.stem for p in path.glob("*.py") if p.stem != "__init__"]
+            modules = " ".join(sorted(inner))
             lines.append(f"{path.name + '/':16} {first_line(path / '__init__.py')}")
             lines.append(f"{'':16}   {modules}")
         elif path.suffix == ".py" and path.stem != "__init__":

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frugalrec.data import audit_ids
-from frugalrec.data.audit import CHECKS, AuditReport, Finding, audit
-from frugalrec.data.audit_view import first_by_id
+from frugalrec.data.audit import CHECKS, AuditReport, Finding, audit, ids
+from frugalrec.data.audit.view import first_by_id
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.splits import split
 from frugalrec.errors import ConfigError, DataError, LeakError
@@ -123,7 +122,7 @@ def test_ids_that_are_not_numbers_have_no_order():
     frame, texts = clean_frames()
     hexed = frame.with_columns(pl.format("x{}y", "item").alias("item"))
     dataset = Dataset.from_frames(hexed, name="toy")
-    assert audit_ids.id_numbers(dataset.item_ids) is None
+    assert ids.id_numbers(dataset.item_ids) is None
     assert found(dataset, "id-order") is None
 
 
@@ -146,10 +145,10 @@ def test_the_toy_ring_is_numbered_in_walking_order():
 
 
 def test_id_numbers_are_ranks_of_the_integers():
-    assert audit_ids.id_numbers(np.array(["i10", "i9", "i200"])).tolist() == [1, 0, 2]
-    assert audit_ids.id_numbers(np.array(["i1", "j2"])) is None
-    assert audit_ids.id_numbers(np.array(["1", "two"])) is None
-    assert audit_ids.id_numbers(np.array([], dtype=np.str_)) is None
+    assert ids.id_numbers(np.array(["i10", "i9", "i200"])).tolist() == [1, 0, 2]
+    assert ids.id_numbers(np.array(["i1", "j2"])) is None
+    assert ids.id_numbers(np.array(["1", "two"])) is None
+    assert ids.id_numbers(np.array([], dtype=np.str_)) is None
 
 
 def test_sequences_sorted_by_id_are_an_error():
@@ -486,7 +485,7 @@ def test_the_audit_never_fails_and_never_depends_on_the_codes(tables, seed):
 @given(st.lists(st.lists(st.integers(0, 12), min_size=1, max_size=7), min_size=1, max_size=8))
 def test_the_id_rules_equal_naive_loops(rows):
     dataset = sequences(*rows)
-    ranks, users = audit_ids.id_numbers(dataset.item_ids), audit_ids.id_numbers(dataset.user_ids)
+    ranks, users = ids.id_numbers(dataset.item_ids), ids.id_numbers(dataset.user_ids)
     order = {number: rank for rank, number in enumerate(sorted({i for row in rows for i in row}))}
     rows = [[order[i] for i in row] for row in rows]
     next_id = sum(len(row) > 1 and row[-1] == max(row[:-1]) + 1 for row in rows)
@@ -501,10 +500,10 @@ def test_the_id_rules_equal_naive_loops(rows):
             frontier += highest < row[-1] <= highest + 12
             popular += row[-1] in top
     monotone = sum(len(set(row)) >= 5 and row in (sorted(row), sorted(row, reverse=True)) for row in rows)
-    assert audit_ids.next_id_hits(dataset, ranks).sum() == next_id
-    assert audit_ids.frontier_hits(dataset, ranks, users).sum() == frontier
-    assert audit_ids.popular_hits(dataset, ranks).sum() == popular
-    assert audit_ids.sorted_hits(dataset, ranks).sum() == monotone
+    assert ids.next_id_hits(dataset, ranks).sum() == next_id
+    assert ids.frontier_hits(dataset, ranks, users).sum() == frontier
+    assert ids.popular_hits(dataset, ranks).sum() == popular
+    assert ids.sorted_hits(dataset, ranks).sum() == monotone
 
 
 def test_every_check_of_the_table_has_fired_in_this_file():

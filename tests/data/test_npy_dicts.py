@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from frugalrec.data.npy_dicts import load_lists, load_object
+from frugalrec.data.readers.npy_dicts import load_lists, load_object
 from frugalrec.errors import DataError
 
 

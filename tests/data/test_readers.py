@@ -11,8 +11,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from frugalrec.data.columns import assign, to_seconds
 from frugalrec.data.readers import READERS, detect, read
+from frugalrec.data.readers.columns import assign, to_seconds
 from frugalrec.errors import ConfigError, DataError
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frugalrec.data.tallrec import (
+from frugalrec.data.readers.tallrec import (
     git_blob_sha1,
     history_like_rate,
     parse_prompts,

@@ -13,7 +13,7 @@ from typing import Literal
 import polars as pl
 
 from frugalrec.data.dataset import FOLD, ITEM, TIME, TITLE, USER, VALUE, Dataset
-from frugalrec.data.formats import MANIFEST, PLAIN_TYPES
+from frugalrec.data.readers.formats import MANIFEST, PLAIN_TYPES
 from frugalrec.errors import ConfigError, DataError, StorageError
 
 Format = Literal["csv", "parquet", "jsonl", "recbole"]

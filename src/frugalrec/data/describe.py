@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frugalrec.data.columns import day
 from frugalrec.data.dataset import TITLE, Dataset
+from frugalrec.data.readers.columns import day
 from frugalrec.types import FloatArray, LongArray
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

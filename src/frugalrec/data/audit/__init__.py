@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from frugalrec.data import audit_checks, audit_folds, audit_ids, audit_titles
-from frugalrec.data.audit_view import Finding, Severity, View
+from frugalrec.data.audit import checks, folds, ids, titles
+from frugalrec.data.audit.view import Finding, Severity, View
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.splits import TEST, TRAIN, VALID, Split
 from frugalrec.errors import ConfigError, LeakError
@@ -22,27 +22,27 @@ from frugalrec.errors import ConfigError, LeakError
 __all__ = ["CHECKS", "AuditReport", "Finding", "Severity", "audit"]
 
 CHECKS: Mapping[str, Callable[[View], Finding | None]] = {
-    "id-order": audit_ids.id_order,
-    "sorted-sequences": audit_ids.sorted_sequences,
-    "future-training": audit_folds.future_training,
-    "not-global-time": audit_folds.not_global_time,
-    "duplicate-interactions": audit_checks.duplicate_interactions,
-    "repeated-interactions": audit_checks.repeated_interactions,
-    "repeated-targets": audit_folds.repeated_targets,
-    "cold-items": audit_folds.cold_items,
-    "cold-users": audit_folds.cold_users,
-    "single-event-users": audit_folds.single_event_users,
-    "tiny-fold": audit_folds.tiny_fold,
-    "implausible-times": audit_checks.implausible_times,
-    "tied-times": audit_checks.tied_times,
-    "popularity-skew": audit_checks.popularity_skew,
-    "missing-titles": audit_titles.missing_titles,
-    "placeholder-titles": audit_titles.placeholder_titles,
-    "duplicate-titles": audit_titles.duplicate_titles,
-    "mojibake": audit_titles.mojibake,
-    "html-entities": audit_titles.html_entities,
-    "very-long-titles": audit_titles.very_long_titles,
-    "separator-titles": audit_titles.separator_titles,
+    "id-order": ids.id_order,
+    "sorted-sequences": ids.sorted_sequences,
+    "future-training": folds.future_training,
+    "not-global-time": folds.not_global_time,
+    "duplicate-interactions": checks.duplicate_interactions,
+    "repeated-interactions": checks.repeated_interactions,
+    "repeated-targets": folds.repeated_targets,
+    "cold-items": folds.cold_items,
+    "cold-users": folds.cold_users,
+    "single-event-users": folds.single_event_users,
+    "tiny-fold": folds.tiny_fold,
+    "implausible-times": checks.implausible_times,
+    "tied-times": checks.tied_times,
+    "popularity-skew": checks.popularity_skew,
+    "missing-titles": titles.missing_titles,
+    "placeholder-titles": titles.placeholder_titles,
+    "duplicate-titles": titles.duplicate_titles,
+    "mojibake": titles.mojibake,
+    "html-entities": titles.html_entities,
+    "very-long-titles": titles.very_long_titles,
+    "separator-titles": titles.separator_titles,
 }
 """Every check by the name of its finding; a new check is one more line."""
 

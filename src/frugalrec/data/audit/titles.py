@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from frugalrec.data.audit_view import Finding, View, percent, share_of, shorten
+from frugalrec.data.audit.view import Finding, View, percent, share_of, shorten
 from frugalrec.data.dataset import TITLE
 
 LONG_TITLE = 300

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import polars as pl
 
-from frugalrec.data import tables
-from frugalrec.data.columns import Frames, ReadOptions, interactions, item_texts
 from frugalrec.data.dataset import ITEM, TIME, TITLE, USER, VALUE
-from frugalrec.data.formats import items_table
+from frugalrec.data.readers import tables
+from frugalrec.data.readers.columns import Frames, ReadOptions, interactions, item_texts
+from frugalrec.data.readers.formats import items_table
 from frugalrec.errors import DataError
 
 GENRES = (

@@ -11,9 +11,9 @@ from typing import Any
 
 import polars as pl
 
-from frugalrec.data import tables
-from frugalrec.data.columns import Frames, ReadOptions, assign, interactions, item_texts
 from frugalrec.data.dataset import FOLD, ITEM, TIME, TITLE, USER, VALUE
+from frugalrec.data.readers import tables
+from frugalrec.data.readers.columns import Frames, ReadOptions, assign, interactions, item_texts
 from frugalrec.errors import DataError
 
 MANIFEST = "dataset.json"

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from frugalrec.data import tables
+from frugalrec.data.readers import tables
 from frugalrec.errors import DataError
 from frugalrec.types import BoolArray, DoubleArray, LongArray
 

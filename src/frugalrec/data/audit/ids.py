@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from frugalrec.data.audit_view import Finding, View, percent, share_of
+from frugalrec.data.audit.view import Finding, View, percent, share_of
 from frugalrec.data.dataset import Dataset
 from frugalrec.rng import generator
 from frugalrec.types import BoolArray, LongArray

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import polars as pl
 
-from frugalrec.data.columns import Frames, ReadOptions
 from frugalrec.data.dataset import FOLD, ITEM, TITLE, USER
-from frugalrec.data.formats import beside, items_table, sequences
-from frugalrec.data.npy_dicts import load_lists, load_object
-from frugalrec.data.tables import blank_to_null
+from frugalrec.data.readers.columns import Frames, ReadOptions
+from frugalrec.data.readers.formats import beside, items_table, sequences
+from frugalrec.data.readers.npy_dicts import load_lists, load_object
+from frugalrec.data.readers.tables import blank_to_null
 from frugalrec.errors import DataError
 
 TEXT_FILES = ("sequential_train.txt", "sequential_valid.txt", "sequential_test.txt")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frugalrec.data.audit_view import LARGE_SHARE, Finding, View, percent, share_of
+from frugalrec.data.audit.view import LARGE_SHARE, Finding, View, percent, share_of
 from frugalrec.data.dataset import Dataset
 from frugalrec.types import BoolArray
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from frugalrec.data.audit_view import FOLDS, LARGE_SHARE, Finding, View, percent, share_of
+from frugalrec.data.audit.view import FOLDS, LARGE_SHARE, Finding, View, percent, share_of
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.splits import TEST, VALID, Fold
 from frugalrec.types import BoolArray, IntArray, LongArray

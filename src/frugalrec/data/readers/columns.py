@@ -13,7 +13,7 @@ from typing import Literal
 import polars as pl
 
 from frugalrec.data.dataset import FOLD, ITEM, TIME, TITLE, USER, VALUE
-from frugalrec.data.tables import blank_to_null
+from frugalrec.data.readers.tables import blank_to_null
 from frugalrec.errors import ConfigError, DataError
 
 TimeUnit = Literal["s", "ms", "auto"]

@@ -12,24 +12,24 @@ from pathlib import Path
 
 import polars as pl
 
-from frugalrec.data import tables
-from frugalrec.data.columns import Frames, ReadOptions, TimeUnit
 from frugalrec.data.dataset import ITEM, USER, Dataset
-from frugalrec.data.formats import manifest
+from frugalrec.data.readers import tables
+from frugalrec.data.readers.columns import Frames, ReadOptions, TimeUnit
+from frugalrec.data.readers.formats import manifest
 from frugalrec.errors import ConfigError, DataError
 
 READERS: Mapping[str, str] = {
-    "csv": "frugalrec.data.formats:read_csv",
-    "parquet": "frugalrec.data.formats:read_parquet",
-    "jsonl": "frugalrec.data.formats:read_jsonl",
-    "movielens-100k": "frugalrec.data.movielens:read_100k",
-    "movielens-1m": "frugalrec.data.movielens:read_1m",
-    "movielens-latest": "frugalrec.data.movielens:read_latest",
-    "sequence": "frugalrec.data.formats:read_sequence",
-    "dealrec": "frugalrec.data.dealrec:read_text",
-    "dealrec-npy": "frugalrec.data.dealrec:read_npy",
-    "recbole": "frugalrec.data.formats:read_recbole",
-    "amazon-2023": "frugalrec.data.formats:read_amazon",
+    "csv": "frugalrec.data.readers.formats:read_csv",
+    "parquet": "frugalrec.data.readers.formats:read_parquet",
+    "jsonl": "frugalrec.data.readers.formats:read_jsonl",
+    "movielens-100k": "frugalrec.data.readers.movielens:read_100k",
+    "movielens-1m": "frugalrec.data.readers.movielens:read_1m",
+    "movielens-latest": "frugalrec.data.readers.movielens:read_latest",
+    "sequence": "frugalrec.data.readers.formats:read_sequence",
+    "dealrec": "frugalrec.data.readers.dealrec:read_text",
+    "dealrec-npy": "frugalrec.data.readers.dealrec:read_npy",
+    "recbole": "frugalrec.data.readers.formats:read_recbole",
+    "amazon-2023": "frugalrec.data.readers.formats:read_amazon",
 }
 """Format name -> the function that reads it, resolved on use."""
 
@@ -114,7 +114,7 @@ def detect(path: Path | str) -> str:
             inside = f" (it holds {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''})"
         raise DataError(
             f"{path}: cannot tell the format{inside}. Say it with --format; there are {', '.join(READERS)}. "
-            f"TALLRec prompt files (JSON) are read by frugalrec.data.tallrec.read_prompts."
+            f"TALLRec prompt files (JSON) are read by frugalrec.data.readers.tallrec.read_prompts."
         )
     return found
 
