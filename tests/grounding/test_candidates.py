@@ -90,6 +90,8 @@ def test_killed_run_repeats_no_call(tmp_path):
     resumed = HashLLM()
     odds, usage = CandidateReranker(resumed, PROMPT, users_per_batch=1).score(DATA, RANKING, cache=path)
     assert len(resumed.asked) == usage.llm_calls == 13
+    with AnswerCache(path) as cache:
+        assert cache.spent().llm_calls == 23  # what the killed call paid for is not forgotten
     assert not set(resumed.asked) & set(killed.asked)
     np.testing.assert_array_equal(odds, CandidateReranker(HashLLM(), PROMPT).score(DATA, RANKING)[0])
     silent = HashLLM(fail_after=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from frugalrec.errors import StorageError
+from frugalrec.ledger import Usage
 
 
 class AnswerCache:
@@ -25,6 +27,7 @@ class AnswerCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(self.path)
             self._connection.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, odds REAL)")
+            self._connection.execute("CREATE TABLE IF NOT EXISTS spent (usage TEXT)")
             self._connection.commit()
         except (OSError, sqlite3.Error) as error:
             self.__exit__(None, None, None)
@@ -51,11 +54,20 @@ class AnswerCache:
         except sqlite3.Error as error:
             raise self._trouble(error) from None
 
-    def put(self, answers: Mapping[bytes, float]) -> None:
-        """Store answers, in one transaction."""
+    def put(self, answers: Mapping[bytes, float], usage: Usage) -> None:
+        """Store answers and what they cost, in one transaction."""
         try:
             with self._open as connection:
                 connection.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?)", answers.items())
+                connection.execute("INSERT INTO spent VALUES (?)", (json.dumps(usage.to_dict()),))
+        except sqlite3.Error as error:
+            raise self._trouble(error) from None
+
+    def spent(self) -> Usage:
+        """Return what all stored answers cost together, those of earlier calls included."""
+        try:
+            rows = self._open.execute("SELECT usage FROM spent").fetchall()
+            return sum((Usage.from_dict(json.loads(row[0])) for row in rows), Usage())
         except sqlite3.Error as error:
             raise self._trouble(error) from None
 

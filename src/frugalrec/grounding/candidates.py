@@ -106,5 +106,5 @@ class CandidateReranker:
             for suffix, value in zip(group.suffixes, log_odds, strict=True):
                 fresh[group.prefix + suffix] = float(np.float32(value))
         if cache is not None:
-            cache.put({keys[text]: value for text, value in fresh.items()})
+            cache.put({keys[text]: value for text, value in fresh.items()}, usage)
         return known | fresh, usage

@@ -17,6 +17,7 @@ from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples, examples
 from frugalrec.data.splits import Fold
 from frugalrec.evaluation.evaluate import evaluate_ranking
+from frugalrec.grounding.answers import AnswerCache
 from frugalrec.grounding.candidates import CandidateReranker
 from frugalrec.grounding.fusion import WeightChoice, choose_weight, fuse
 from frugalrec.ledger import Meter
@@ -272,13 +273,14 @@ def _ask(
 
     def build(folder: Path, meter: Meter) -> None:
         reranker = CandidateReranker(loaded.llm, prompt_for(config, data.dataset))
-        odds, usage = reranker.score(
+        odds, _ = reranker.score(
             data.split.history(fold),
             head,
             progress=lambda done, total: run.observer.progressed(stage_name, done, total),
             cache=folder / "answers.sqlite",
         )
-        meter.add(usage)
+        with AnswerCache(folder / "answers.sqlite") as cache:
+            meter.add(cache.spent())  # killed attempts included
         save_arrays(folder / "odds.npz", users=head.users, items=head.items, odds=odds)
 
     key = {
