@@ -156,6 +156,15 @@ def test_killed_run_goes_on_where_it_was(base, tmp_path):
     assert resumed.evidence["validation"] == whole.evidence["validation"]
 
 
+def test_rate_rises_over_a_tenth_and_falls_to_nearly_nothing():
+    rates = [lora.rate(step, 20) for step in range(20)]
+    # warm-up of 2: 1/3, 2/3, then (20 - step) / 18 from step 2 on
+    np.testing.assert_allclose(rates[:4], [1 / 3, 2 / 3, 1.0, 17 / 18])
+    assert rates[-1] == pytest.approx(1 / 18)
+    assert max(rates) == 1.0 and min(rates) > 0
+    assert lora.rate(0, 1) == 1.0
+
+
 def test_batches_hold_every_group_once_an_epoch():
     lengths = np.random.default_rng(0).integers(5, 50, 70).tolist()
     order = lora.batches(lengths, 4, 3, seed=5)

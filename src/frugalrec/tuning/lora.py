@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,16 @@ class LabelledGroup:
     """True where the right answer is Yes, (n_prompts,)."""
 
 
+def rate(step: int, steps: int) -> float:
+    """Return the learning rate of a step as a share of the peak: a tenth rises, the rest falls to 0.
+
+    >>> [round(rate(step, 20), 2) for step in (0, 1, 2, 11, 19)]
+    [0.33, 0.67, 1.0, 0.5, 0.06]
+    """
+    warm = steps // 10
+    return min((step + 1) / (warm + 1), (steps - step) / (steps - warm))
+
+
 class _Trainer(Trainer):  # type: ignore[misc]
     """A Trainer whose loss reads the answer tokens only."""
 
@@ -51,6 +62,13 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, *args: Any) -> Any:
         # The items are batches in their final order, so that a resumed run sees the ones it missed.
         return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        # No step at a rate of 0, as the usual warm-up begins with: few shots make few steps.
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer if optimizer is None else optimizer, partial(rate, steps=num_training_steps)
+        )
+        return self.lr_scheduler
 
     def compute_loss(
         self,
@@ -162,7 +180,7 @@ def train(
         answers: Token ids of Yes and No.
         folder: Where checkpoints live while training goes on.
         epochs: Passes over the groups.
-        learning_rate: Rate of the first step; it falls linearly to 0.
+        learning_rate: Peak rate; see `rate`.
         groups_per_batch: Groups in one step.
         loss: Name in `LOSSES`.
         seed: Seed of order and dropout.
