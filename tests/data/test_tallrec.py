@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frugalrec.data.readers import read
 from frugalrec.data.readers.tallrec import (
     git_blob_sha1,
     history_like_rate,
@@ -187,3 +188,26 @@ def test_the_published_files_have_their_known_counts(real_data, file, n, likes, 
         assert all(
             t.count('" written by ') == 1 for side in (rows.liked, rows.disliked) for r in side for t in r
         )
+
+
+def test_prompts_become_a_data_set_with_the_target_in_test(tmp_path):
+    rows = [
+        {
+            "instruction": "",
+            "input": 'User Preference: "A", "B"\nUser Unpreference: "C"\nWhether the user will like the target movie "D"?',
+            "output": "No.",
+        },
+        {
+            "instruction": "",
+            "input": 'User Preference: \nUser Unpreference: "A"\nWhether the user will like the target movie "B"?',
+            "output": "Yes.",
+        },
+    ]
+    (tmp_path / "test.json").write_text(json.dumps(rows))
+    dataset = read(tmp_path / "test.json", "tallrec")
+    found = dataset.to_frames()[0].sort("user", "fold", "item").rows()
+    assert found == [
+        ("row-1", "A", 1.0, 0), ("row-1", "B", 1.0, 0), ("row-1", "C", 0.0, 0), ("row-1", "D", 0.0, 2),
+        ("row-2", "A", 0.0, 0), ("row-2", "B", 1.0, 2),
+    ]  # fmt: skip
+    assert sorted(dataset.titles) == ["A", "B", "C", "D"]

@@ -30,6 +30,7 @@ READERS: Mapping[str, str] = {
     "dealrec-npy": "frugalrec.data.readers.dealrec:read_npy",
     "recbole": "frugalrec.data.readers.formats:read_recbole",
     "amazon-2023": "frugalrec.data.readers.formats:read_amazon",
+    "tallrec": "frugalrec.data.readers.tallrec:read_dataset",
 }
 """Format name -> the function that reads it, resolved on use."""
 
@@ -113,8 +114,7 @@ def detect(path: Path | str) -> str:
             names = sorted(file.name for file in path.iterdir())
             inside = f" (it holds {', '.join(names[:8]) or 'nothing'}{', ...' if len(names) > 8 else ''})"
         raise DataError(
-            f"{path}: cannot tell the format{inside}. Say it with --format; there are {', '.join(READERS)}. "
-            f"TALLRec prompt files (JSON) are read by frugalrec.data.readers.tallrec.read_prompts."
+            f"{path}: cannot tell the format{inside}. Say it with --format; there are {', '.join(READERS)}."
         )
     return found
 

@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
+from frugalrec.data.dataset import FOLD, ITEM, TITLE, USER, VALUE
 from frugalrec.data.readers import tables
+from frugalrec.data.readers.columns import Frames, ReadOptions
+from frugalrec.data.splits import TEST, TRAIN
 from frugalrec.errors import DataError
 from frugalrec.types import BoolArray, DoubleArray, LongArray
 
@@ -78,6 +82,25 @@ def read_prompts(path: Path | str) -> PointwiseRows:
     if not isinstance(rows, list) or not rows:
         raise DataError(f"{path}: expected a non-empty JSON array of prompt rows.")
     return parse_prompts(rows, name=str(path))
+
+
+def read_dataset(path: Path, options: ReadOptions) -> Frames:
+    """Read prompts as interactions: a row is a user, a title an item, Yes is 1 and No is 0.
+
+    History is train and the target is test. Within a row the published text keeps the order of the
+    liked and of the disliked titles, but not between them: liked ones come first here.
+    """
+    rows = read_prompts(path)
+    columns: dict[str, list[Any]] = {USER: [], ITEM: [], VALUE: [], FOLD: []}
+    for number, (liked, disliked) in enumerate(zip(rows.liked, rows.disliked, strict=True)):
+        events = [(title, 1.0, TRAIN) for title in liked] + [(title, 0.0, TRAIN) for title in disliked]
+        events.append((rows.targets[number], float(rows.labels[number]), TEST))
+        for title, value, fold in events:
+            for column, cell in zip(columns, (f"row-{number + 1}", title, value, fold), strict=True):
+                columns[column].append(cell)
+    interactions = pl.DataFrame(columns)
+    titles = interactions.select(ITEM).unique(maintain_order=True)
+    return interactions, titles.with_columns(pl.col(ITEM).alias(TITLE))
 
 
 def parse_prompts(rows: Sequence[Any], *, name: str = "prompts") -> PointwiseRows:
