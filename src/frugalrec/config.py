@@ -92,7 +92,7 @@ class TuningConfig(Section):
     negatives: int = Field(default=3, ge=1)
     """Candidates of the cheap model shown as No, per sample."""
     epochs: int = Field(default=2, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0)
     rank: int = Field(default=8, ge=1)
     """LoRA rank."""
     batch_size: int = Field(default=16, ge=1)
