@@ -52,8 +52,8 @@ NOISE = 0.1
 """Share of choices that ignore the member's taste and mood."""
 ZIPF, ERA, NEW_DAYS = 0.8, 0.5, 60
 DAY, DAYS = 86_400, 1_095
-START = 1_704_067_200
-"""1 January 2024, 00:00 UTC, in Unix seconds; the club is followed for three years."""
+START = 1_672_531_200
+"""1 January 2023, 00:00 UTC, in Unix seconds; the club is followed for three years."""
 FEWEST, MOST = 5, 200
 ERAS, ERA_SHARES = (2008.0, 1990.0, 1970.0, 1952.0), (0.5, 0.25, 0.15, 0.1)
 LATE_SHARE = 0.2
