@@ -67,7 +67,7 @@ def odds(lm, rows):
 
 
 def auc_of(lm, rows):
-    from frugalrec.tuning.losses import auc
+    from frugalrec.evaluation.pointwise import auc
 
     return auc(odds(lm, rows), np.array([row.label for row in rows]))
 

@@ -24,11 +24,12 @@ from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from frugalrec.errors import ModelError
+from frugalrec.evaluation.pointwise import auc
 from frugalrec.llm.loading import quiet_peft
 from frugalrec.llm.prefix import Row
 from frugalrec.rng import generator
 from frugalrec.tuning.base import Progress
-from frugalrec.tuning.losses import LOSSES, auc
+from frugalrec.tuning.losses import LOSSES
 from frugalrec.tuning.packing import answer_logits, collate
 
 WEIGHTS = "adapter_model.safetensors"

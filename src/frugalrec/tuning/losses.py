@@ -1,12 +1,8 @@
-"""Losses over the answers Yes and No, and the AUC that judges them."""
+"""Losses over the answers Yes and No."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 
 def two_way_loss(logits: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
@@ -41,13 +37,3 @@ def listwise_loss(logits: torch.Tensor, labels: torch.Tensor, groups: torch.Tens
 
 
 LOSSES = {"two-way": two_way_loss, "listwise": listwise_loss}
-
-
-def auc(scores: NDArray[Any], labels: NDArray[np.bool_]) -> float:
-    """Return the share of (positive, negative) pairs in the right order, ties one half; NaN if none."""
-    positives, negatives = scores[labels], np.sort(scores[~labels])
-    if not positives.size or not negatives.size:
-        return float("nan")
-    below = np.searchsorted(negatives, positives, "left")
-    upto = np.searchsorted(negatives, positives, "right")
-    return float((below + upto).mean() / (2 * negatives.size))
