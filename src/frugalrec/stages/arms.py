@@ -13,13 +13,11 @@ from frugalrec.grounding.fusion import fuse
 from frugalrec.ledger import Prices
 from frugalrec.reporting.document import ArmCost, Kind
 from frugalrec.rng import generator
-from frugalrec.stages.cheap import CheapArm
+from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.data import Prepared
 from frugalrec.stages.llm import TUNED, Served, Variant
 from frugalrec.types import Evaluation, Ranking
 
-CONTROLS = {"random", "max-id"}
-"""Cheap models that nobody would deploy; they show what a number is worth."""
 ORACLE = "oracle"
 LABELS = {
     "als": "ALS",

@@ -30,6 +30,8 @@ from frugalrec.stages.artefacts import (
 from frugalrec.stages.data import Prepared
 from frugalrec.types import Evaluation, Ranking
 
+CONTROLS = {"random", "max-id"}
+"""Cheap models that nobody would deploy; they show what a number is worth."""
 FOLDS: tuple[Fold, Fold] = ("valid", "test")
 
 
@@ -120,7 +122,8 @@ def choose_first_stage(config: RunConfig, arms: list[CheapArm]) -> CheapArm:
     """Return the arm whose lists the LLM re-ranks: the named one, or the best on validation."""
     wanted = config.recommenders.first_stage
     if wanted == "auto":
-        return max(arms, key=lambda arm: arm.evaluations["valid"].mean(config.evaluation.primary))
+        real = [arm for arm in arms if arm.name not in CONTROLS] or arms
+        return max(real, key=lambda arm: arm.evaluations["valid"].mean(config.evaluation.primary))
     for arm in arms:
         if arm.name == wanted:
             return arm
