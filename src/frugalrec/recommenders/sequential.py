@@ -20,11 +20,13 @@ from frugalrec.recommenders.base import Recommender
 from frugalrec.recommenders.batching import last_states, recent, training_windows
 from frugalrec.recommenders.losses import LossFunction
 from frugalrec.recommenders.networks import CaserNetwork, GRU4RecNetwork, SASRecNetwork, SequenceNetwork
+from frugalrec.recommenders.spectral import spectral_embeddings
 from frugalrec.recommenders.training import Schedule, torch_session, train_network, validation_ndcg
-from frugalrec.rng import derive_seed
+from frugalrec.rng import derive_seed, generator
 from frugalrec.types import FloatArray, IntArray, LongArray
 
 LossName = Literal["softmax", "sampled-softmax", "bce"]
+InitialName = Literal["spectral", "random"]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -63,6 +65,8 @@ class SequentialRecommender(Recommender):
     negative outside the user's history (the published SASRec)."""
     n_negatives: int = 1024
     """Negatives a step of `sampled-softmax`, drawn by training count + 1."""
+    initial: InitialName = "spectral"
+    """Where item embeddings start: at the co-occurrence of the training items (`spectral`), or at noise."""
     patience: int = 5
     """Stop after this many evaluations without a better validation NDCG@10."""
     eval_every: int = 1
@@ -88,6 +92,10 @@ class SequentialRecommender(Recommender):
         self.counts_ = train.item_counts
         with torch_session(self.threads, derive_seed(self.seed, "initial")):
             network = self._network(train.n_items)
+            if self.initial == "spectral":
+                rng = generator(self.seed, "spectral")
+                start = spectral_embeddings(train, self.embedding_size, rng)
+                network.items.weight.data.copy_(torch.from_numpy(start))
             validate = partial(validation_ndcg, network, train, max_length=self.max_length)
             progress = train_network(
                 network,
@@ -162,10 +170,11 @@ class SequentialRecommender(Recommender):
         return json.dumps([self.name, options, data], sort_keys=True)
 
     def _check(self) -> None:
-        if self.loss not in get_args(LossName):
-            raise ConfigError(
-                f"{self.name}: unknown loss {self.loss!r}; choose {', '.join(get_args(LossName))}."
-            )
+        for option, known in (("loss", get_args(LossName)), ("initial", get_args(InitialName))):
+            if getattr(self, option) not in known:
+                raise ConfigError(
+                    f"{self.name}: unknown {option} {getattr(self, option)!r}; choose {', '.join(known)}."
+                )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"{self.name}: dropout must be at least 0 and below 1, not {self.dropout}.")
         for option in _POSITIVE:

@@ -33,9 +33,9 @@ from frugalrec.reporting.document import (
     WeightFacts,
 )
 from frugalrec.runs import Run
-from frugalrec.stages.arms import CONTROLS, Candidate, cheap_arm, llm_arms
+from frugalrec.stages.arms import Candidate, cheap_arm, llm_arms
 from frugalrec.stages.artefacts import load_json
-from frugalrec.stages.cheap import CheapArm
+from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.data import Prepared
 from frugalrec.stages.llm import TUNED, Served, Variant
 
