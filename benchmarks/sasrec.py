@@ -7,7 +7,7 @@ code (full ranking, the user's training items left out), is at least RecTools'. 
 training alone; ours includes the initialisation and its own validation after every epoch.
 
     python benchmarks/sasrec.py              # 22,363 users, two epochs of RecTools (some 10 minutes)
-    python benchmarks/sasrec.py --quick      # 2,500 users, one epoch
+    python benchmarks/sasrec.py --quick      # 1,500 users, one epoch
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def run_side(python: Path, side: str, folder: Path, arguments: list[str]) -> dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="2,500 users and one epoch of RecTools")
+    parser.add_argument("--quick", action="store_true", help="1,500 users and one epoch of RecTools")
     parser.add_argument("--epochs", type=int, help="epochs of RecTools (default: 2, quick: 1)")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=0)
@@ -175,7 +175,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sizes = make(folder, 2_500 if options.quick else None, options.seed)
+        sizes = make(folder, 1_500 if options.quick else None, options.seed)
         common = ["--threads", str(options.threads), "--seed", str(options.seed)]
         peer = run_side(peer_python("rectools"), "peer", folder, [*common, "--epochs", str(epochs)])
         print(f"RecTools: {epochs} epoch(s) {peer['seconds']:.1f} s, NDCG@10 {peer['ndcg']:.4f}", flush=True)

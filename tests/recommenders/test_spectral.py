@@ -58,7 +58,7 @@ def test_eigenpairs_equal_the_dense_solution() -> None:
 
 def test_neighbours_on_the_ring_are_similar() -> None:
     data = cycle_dataset(noise=0.0)
-    embeddings = spectral_embeddings(data, 8, np.random.default_rng(0), reach=2, scale=1.0)
+    embeddings = spectral_embeddings(data, 8, np.random.default_rng(0), reach=2)
     code = {name: index for index, name in enumerate(data.item_ids.tolist())}
     for place in range(data.n_items):
         own = embeddings[code[f"i{place}"]]
@@ -68,14 +68,13 @@ def test_neighbours_on_the_ring_are_similar() -> None:
 
 
 @pytest.mark.parametrize("size", [4, 20, 64])
-def test_any_width_works_and_values_have_the_asked_scale(size) -> None:
+def test_any_width_works_and_rows_have_the_asked_length(size) -> None:
     data = cycle_dataset()
-    embeddings = spectral_embeddings(data, size, np.random.default_rng(0))
+    embeddings = spectral_embeddings(data, size, np.random.default_rng(0), norm=2.0)
     assert embeddings.shape == (data.n_items, size)
     assert embeddings.dtype == np.float32
-    used = embeddings[:, : min(size, data.n_items)]
-    # The mean square is 0.125^2 from the eigenvectors plus 0.02^2 from the noise.
-    assert np.sqrt(np.square(used).mean()) == pytest.approx(math.hypot(0.125, 0.02), rel=0.05)
+    # The noise moves a length by some 0.02 along it; across, by 0.02^2 (size - 1) / (2 * 2) at most.
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 2.0, atol=0.1)
 
 
 def test_data_without_pairs_give_noise() -> None:

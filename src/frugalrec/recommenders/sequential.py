@@ -37,7 +37,7 @@ class SequentialRecommender(Recommender):
     `max_length` items of a history. A user without any history is given the items' training counts,
     scaled to at most one (a popularity ranking). An item that never occurs in training has nothing
     but its random initial embedding, so it gets less than every other item's score and cannot win by
-    noise. Validation ranks the full catalogue without masking the history.
+    noise. Validation ranks the full catalogue but for the history, as `recommend` does by default.
 
     After `fit`: `network_` (in evaluation mode), `best_epoch_` (whose parameters it holds) and
     `history_`, one record an epoch: `epoch`, `loss`, `valid_ndcg` (NDCG@10, where evaluated), `seconds`.

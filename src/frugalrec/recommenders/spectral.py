@@ -17,27 +17,28 @@ from frugalrec.types import DoubleArray, FloatArray
 
 
 def spectral_embeddings(
-    dataset: Dataset, size: int, rng: np.random.Generator, *, reach: int = 10, scale: float = 0.125
+    dataset: Dataset, size: int, rng: np.random.Generator, *, reach: int = 10, norm: float = 1.0
 ) -> FloatArray:
-    """Return item embeddings, (n_items, size), with root mean square `scale` before noise.
+    """Return item embeddings, (n_items, size), of equal length `norm` before noise.
 
-    Items without neighbours, and dimensions beyond what the matrix offers, hold only the small noise
-    (deviation 0.02) that is added everywhere so that no two items start out equal.
+    Equal lengths let rare items start level with popular ones; how popular an item is, training finds
+    out. Items without neighbours, and dimensions beyond what the matrix offers, hold only the small
+    noise (deviation 0.02) that is added everywhere so that no two items start out equal.
 
     Args:
         dataset: The training data.
         size: Width of the embeddings.
         rng: Draws the start of the eigenvector iteration, and the noise.
         reach: The most steps between two items of a history that count, with weight 1 / steps.
-        scale: Root mean square of the values; 0.125 gives rows of width 64 a mean square of one.
+        norm: Length of an embedding.
     """
     information = neighbour_information(dataset, reach)
     values, vectors = leading_eigenpairs(information, min(size, dataset.n_items), rng)
     found = vectors * np.sqrt(np.maximum(values, 0.0))
-    level = np.sqrt(np.square(found).mean())
+    lengths = np.linalg.norm(found, axis=1, keepdims=True)
     embeddings = rng.normal(scale=0.02, size=(dataset.n_items, size))
-    if level > 0:
-        embeddings[:, : found.shape[1]] += found * (scale / level)
+    # A length this far below the usual is an item without neighbours and a rounding error.
+    embeddings[:, : found.shape[1]] += norm * found / np.where(lengths > 1e-9, lengths, np.inf)
     return embeddings.astype(np.float32)
 
 

@@ -43,8 +43,8 @@ def validation_ndcg(
 ) -> float:
     """Return NDCG@k over the full catalogue, mean over users with history and held-out items.
 
-    Items of the history compete too (nothing is masked); a target's rank is one plus the number of
-    items with a higher score, ties in order of item code. Memory is `block_size` rows of scores.
+    A target's rank is one plus the number of items with a higher score, ties in order of item code;
+    the user's other history items do not compete. Memory is `block_size` rows of scores.
     """
     users = np.flatnonzero((valid.lengths > 0) & (train.lengths > 0)).astype(np.int32)
     if users.size == 0:
@@ -61,6 +61,10 @@ def validation_ndcg(
         target = torch.from_numpy(targets[rows])
         scores = states[torch.from_numpy(owner[rows])] @ weight.T
         chosen = scores.gather(1, target[:, None])
+        known = users[owner[rows]]
+        _, seen = ranges(train.indptr[known], train.lengths[known])
+        scores[np.repeat(np.arange(known.size), train.lengths[known]), train.items[seen]] = -torch.inf
+        scores.scatter_(1, target[:, None], chosen)
         rank = 1 + np.count_nonzero((scores > chosen).numpy(), axis=1)
         near = np.flatnonzero(rank <= k)  # ties matter to these only
         tied = (scores[near] == chosen[near]) & (torch.arange(scores.shape[1]) < target[near, None])
