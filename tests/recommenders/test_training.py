@@ -17,7 +17,7 @@ from frugalrec.recommenders.batching import (
     training_windows,
 )
 from frugalrec.recommenders.networks import CaserNetwork, Dropout, GRU4RecNetwork, SASRecNetwork
-from frugalrec.recommenders.training import Schedule, train_network, validation_ndcg
+from frugalrec.recommenders.training import AdamW, Schedule, train_network, validation_ndcg
 from frugalrec.testing.toys import cycle_dataset
 
 
@@ -336,6 +336,24 @@ def test_tied_scores_are_ranked_by_item_code() -> None:
         gains.append(1 / math.log2(rank + 1) if rank <= 3 else 0.0)
     assert 0 < np.mean(gains) < 1
     assert validation_ndcg(model, train, valid, max_length=12, k=3) == pytest.approx(np.mean(gains))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # inside torch.optim
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_steps_equal_those_of_torch(weight_decay) -> None:
+    ours, theirs = network().double().train(), network().double().train()
+    mine = AdamW(ours, 0.01, weight_decay)
+    other = torch.optim.AdamW(theirs.parameters(), lr=0.01, weight_decay=weight_decay)
+    items = torch.randint(20, (4, 6), generator=torch.Generator().manual_seed(0))
+    for _ in range(5):
+        other.zero_grad()
+        for one in (ours, theirs):
+            losses.softmax_loss(one(items).flatten(0, 1), one.items.weight, items.flatten()).mean().backward()
+        mine.step()
+        other.step()
+    for name, value in theirs.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name), value)
+        assert ours.get_parameter(name).grad is None
 
 
 SCHEDULE = Schedule(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.errors import StorageError
@@ -105,6 +105,51 @@ class Progress:
         return self.best_ndcg >= 0 and waited >= schedule.patience * schedule.eval_every
 
 
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), the moments as named tensors.
+
+    `torch.optim` would do the same sums, but importing it costs seconds (it loads the compiler), more
+    than training on a small data set takes.
+    """
+
+    def __init__(self, network: nn.Module, learning_rate: float, weight_decay: float) -> None:
+        self.parameters = dict(network.named_parameters())
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.steps = 0
+        self.first = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+        self.second = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
+
+    @torch.no_grad()
+    def step(self, betas: tuple[float, float] = (0.9, 0.999), epsilon: float = 1e-8) -> None:
+        """Move the parameters along their gradients, and clear those."""
+        self.steps += 1
+        rate = self.learning_rate / (1 - betas[0] ** self.steps)
+        spread = (1 - betas[1] ** self.steps) ** 0.5
+        for name, value in self.parameters.items():
+            if value.grad is None:
+                continue
+            value.mul_(1 - self.learning_rate * self.weight_decay)
+            first = self.first[name].lerp_(value.grad, 1 - betas[0])
+            second = self.second[name].mul_(betas[1]).addcmul_(value.grad, value.grad, value=1 - betas[1])
+            value.addcdiv_(first, second.sqrt().div_(spread).add_(epsilon), value=-rate)
+            value.grad = None
+
+    def state(self) -> dict[str, Tensor]:
+        """Return everything a resumed training needs; the tensors are shared, not copied."""
+        return {
+            "steps": torch.tensor(self.steps),
+            **{f"first.{name}": value for name, value in self.first.items()},
+            **{f"second.{name}": value for name, value in self.second.items()},
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` returned."""
+        self.steps = int(state["steps"])
+        self.first = _part(state, "first.")
+        self.second = _part(state, "second.")
+
+
 @contextmanager
 def torch_session(threads: int | None, seed: int) -> Iterator[None]:
     """Run with `threads` torch threads and a private torch random stream, then put both back."""
@@ -140,13 +185,7 @@ def train_network(
         checkpoint: Folder of `training.safetensors`, written after every epoch; resumed from if present.
         key: What the training depends on besides the schedule; a checkpoint of another key is refused.
     """
-    optimizer = torch.optim.AdamW(
-        network.parameters(),
-        lr=schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
-        betas=(0.9, 0.999),
-        fused=True,
-    )
+    optimizer = AdamW(network, schedule.learning_rate, schedule.weight_decay)
     best = {name: value.detach().clone() for name, value in network.state_dict().items()}
     progress = Progress()
     # The number of epochs is no part of the key: a finished training may be asked for more.
@@ -185,7 +224,7 @@ def _epoch(
     windows: Windows,
     loss: LossFunction,
     schedule: Schedule,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     epoch: int,
 ) -> float:
     rng = generator(schedule.seed, "epoch", epoch)
@@ -196,7 +235,6 @@ def _epoch(
     for start in range(0, order.size, schedule.batch_size):
         states, targets, users = position_states(network, windows, order[start : start + schedule.batch_size])
         value = loss(states, network.items.weight, targets, users, rng)
-        optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += float(value.detach()) * targets.shape[0]
@@ -206,7 +244,7 @@ def _epoch(
 def _save(
     folder: Path,
     network: SequenceNetwork,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     best: dict[str, Tensor],
     progress: Progress,
     key: str,
@@ -215,8 +253,7 @@ def _save(
 
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
     tensors |= {f"best.{name}": value for name, value in best.items()}
-    for index, entry in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in entry.items()}
+    tensors |= {f"optimizer.{name}": value for name, value in optimizer.state().items()}
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "training.safetensors.part"
     # One file, renamed when complete: a kill at any instant leaves the previous checkpoint whole.
@@ -228,7 +265,7 @@ def _save(
 def _resume(
     folder: Path,
     network: SequenceNetwork,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     best: dict[str, Tensor],
     key: str,
 ) -> Progress:
@@ -248,12 +285,7 @@ def _resume(
         )
     network.load_state_dict(_part(tensors, "network."))
     best.update(_part(tensors, "best."))
-    state = optimizer.state_dict()
-    state["state"] = {}
-    for name, value in _part(tensors, "optimizer.").items():
-        index, field_name = name.split(".")
-        state["state"].setdefault(int(index), {})[field_name] = value
-    optimizer.load_state_dict(state)
+    optimizer.restore(_part(tensors, "optimizer."))
     return Progress(**json.loads(metadata["progress"]))
 
 
