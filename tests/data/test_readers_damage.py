@@ -31,6 +31,10 @@ SAMPLES: dict[str, dict[str, str]] = {
         "G.jsonl": '{"user_id": "u", "parent_asin": "p", "rating": 4, "timestamp": 1588687728923}\n' * 3,
         "meta_G.jsonl": '{"parent_asin": "p", "title": "T", "categories": ["a"]}\n',
     },
+    "tallrec": {
+        "test.json": '[{"instruction": "", "input": "User Preference: \\"A\\"\\nUser Unpreference: '
+        '\\"B\\"\\nWhether the user will like the target movie \\"C\\"?", "output": "Yes."}]'
+    },
 }
 
 

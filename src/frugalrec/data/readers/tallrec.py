@@ -90,7 +90,12 @@ def read_dataset(path: Path, options: ReadOptions) -> Frames:
     History is train and the target is test. Within a row the published text keeps the order of the
     liked and of the disliked titles, but not between them: liked ones come first here.
     """
-    rows = read_prompts(path)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    files = [file for file in files if file.name != "dataset.json"]
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise DataError(f"{path}: expected one prompt file (.json), found {found}; name one of them.")
+    rows = read_prompts(files[0])
     columns: dict[str, list[Any]] = {USER: [], ITEM: [], VALUE: [], FOLD: []}
     for number, (liked, disliked) in enumerate(zip(rows.liked, rows.disliked, strict=True)):
         events = [(title, 1.0, TRAIN) for title in liked] + [(title, 0.0, TRAIN) for title in disliked]
