@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -77,6 +78,8 @@ class SequentialRecommender(Recommender):
     """Torch threads while fitting; None leaves torch's setting."""
     checkpoint: Path | None = None
     """Folder from which a killed `fit` continues."""
+    progress: Callable[[int, int], None] | None = None
+    """Is told of (epochs done, epochs at most) while fitting."""
 
     network_: SequenceNetwork = field(init=False)
     history_: list[dict[str, float]] = field(init=False)
@@ -105,6 +108,7 @@ class SequentialRecommender(Recommender):
                 evaluate=None if valid is None or valid.n == 0 else partial(validate, valid),
                 checkpoint=self.checkpoint,
                 key=self._key(train, valid),
+                tell=self.progress,
             )
         self.network_ = network
         self.history_ = progress.history
@@ -199,7 +203,7 @@ _POSITIVE = (
 class SASRec(SequentialRecommender):
     """Self-attention over the sequence (Kang and McAuley, ICDM 2018), trained with the full softmax.
 
-    With the published loss (`loss="bce"`) the same network is much weaker; see docs/results.md.
+    With the published loss (`loss="bce"`).
     """
 
     name: ClassVar[str] = "sasrec"

@@ -173,6 +173,7 @@ def train_network(
     evaluate: Callable[[], float] | None = None,
     checkpoint: Path | None = None,
     key: str = "",
+    tell: Callable[[int, int], None] | None = None,
 ) -> Progress:
     """Train in place; with `evaluate`, stop early and restore the best epoch's parameters.
 
@@ -184,6 +185,7 @@ def train_network(
         evaluate: Returns the validation metric of the network as it is, higher is better.
         checkpoint: Folder of `training.safetensors`, written after every epoch; resumed from if present.
         key: What the training depends on besides the schedule; a checkpoint of another key is refused.
+        tell: Is called after every epoch with (epochs done, epochs at most).
     """
     optimizer = AdamW(network, schedule.learning_rate, schedule.weight_decay)
     best = {name: value.detach().clone() for name, value in network.state_dict().items()}
@@ -213,6 +215,8 @@ def train_network(
         log.info("epoch %d: %s", progress.epoch, record)
         if checkpoint is not None:
             _save(checkpoint, network, optimizer, best, progress, key)
+        if tell is not None:
+            tell(progress.epoch, schedule.epochs)
     if progress.best_epoch:
         network.load_state_dict(best)
     network.eval()
