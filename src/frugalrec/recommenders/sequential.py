@@ -203,7 +203,7 @@ _POSITIVE = (
 class SASRec(SequentialRecommender):
     """Self-attention over the sequence (Kang and McAuley, ICDM 2018), trained with the full softmax.
 
-    With the published loss (`loss="bce"`).
+    The published loss is `loss="bce"`; here the softmax over the whole catalogue is the default.
     """
 
     name: ClassVar[str] = "sasrec"
