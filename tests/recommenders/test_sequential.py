@@ -242,3 +242,14 @@ def test_bad_options_of_the_others_name_the_value() -> None:
         Caser(**TINY, window=0).fit(cycle_dataset())
     with pytest.raises(ConfigError, match=r"temperature must be above 0 .*not 0.0 and 0.1"):
         DROS(**TINY, temperature=0.0).fit(cycle_dataset())
+
+
+def test_progress_is_told_epoch_by_epoch_and_decides_nothing(tmp_path):
+    told: list[tuple[int, int]] = []
+    options = {"epochs": 3, "embedding_size": 8, "layers": 1, "heads": 1}
+    data = cycle_dataset(n_users=20)
+    heard = SASRec(**options, progress=lambda done, total: told.append((done, total)), checkpoint=tmp_path)
+    silent = SASRec(**options).fit(data)
+    assert told == []
+    assert np.array_equal(heard.fit(data).score(np.arange(5)), silent.score(np.arange(5)))
+    assert told == [(1, 3), (2, 3), (3, 3)]

@@ -166,7 +166,7 @@ class SequentialRecommender(Recommender):
 
     def _key(self, train: Dataset, valid: Dataset | None) -> str:
         """Name everything that decides the trained parameters, for the checkpoint."""
-        ignored = ("epochs", "threads", "checkpoint")
+        ignored = ("epochs", "threads", "checkpoint", "progress")
         options = {
             one.name: getattr(self, one.name) for one in fields(self) if one.init and one.name not in ignored
         }
