@@ -204,6 +204,18 @@ def test_bad_input_is_named():
             target_ranks(lookup(scores), np.array([0, 1]), targets, **options)
 
 
+def test_factors_that_can_make_nan_are_looked_at():
+    items = np.array([[1.0, -1.0], [0.0, 1.0]], dtype=np.float32)
+    huge = np.float32(3e38)  # huge * 2 - huge * 2 is inf - inf
+    for last in (np.nan, np.inf, huge):
+        users = np.array([[1.0, 1.0], [last, last]], dtype=np.float32)
+        score = factor_scores(users, 2 * items)
+        assert not score.finite
+        with np.errstate(all="ignore"), pytest.raises(DataError, match="user 1 hold NaN"):
+            target_ranks(score, np.array([0, 1]), dataset([[1], [1]], 2))
+    assert factor_scores(users[:1], items).finite
+
+
 def test_no_users_give_no_ranks():
     ranks = target_ranks(lookup(np.zeros((2, 3))), np.array([], dtype=int), dataset([[1], [2]], 3))
     assert ranks.items.size == 0

@@ -23,13 +23,23 @@ from threadpoolctl import threadpool_limits
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError, DataError
-from frugalrec.evaluation.counting import Pairs, best, checked_block, count, from_keys, gather, pairs_of
+from frugalrec.evaluation.counting import (
+    Pairs,
+    among,
+    best,
+    checked_block,
+    count,
+    distinct,
+    from_keys,
+    gather,
+    pairs_of,
+)
 from frugalrec.types import PAD, BoolArray, DoubleArray, IntArray, LongArray, Ranking
 
 Score = Callable[[IntArray], NDArray[Any]]
 """User codes (b,) -> scores of all items (b, n_items), higher is better; +-inf allowed, NaN is not."""
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 16 << 20
 """Memory for one block of scores of one thread, where no `batch_size` is given."""
 MAX_BATCH = 256
 
@@ -92,6 +102,15 @@ class FactorScores:
         self.user_factors = np.ascontiguousarray(user_factors)
         # (d, n_items): with few users in a block this layout multiplies up to twice as fast.
         self.item_factors_t = np.ascontiguousarray(np.asarray(item_factors).T)
+        self.finite = self._finite()
+        """Whether no score can be NaN, by the size of the factors."""
+
+    def _finite(self) -> bool:
+        if not (self.user_factors.size and self.item_factors_t.size):
+            return True
+        largest = [float(np.abs(factors).max()) for factors in (self.user_factors, self.item_factors_t)]
+        bound = self.user_factors.shape[1] * largest[0] * largest[1]  # NaN and inf stay in it
+        return bool(bound < np.finfo(np.result_type(self.user_factors, self.item_factors_t, np.float16)).max)
 
     def __call__(self, users: IntArray) -> NDArray[Any]:
         """Return the scores of all items, (len(users), n_items)."""
@@ -150,6 +169,7 @@ def target_ranks(
     top = np.full((codes.size, lists), PAD, dtype=np.int32)
     # Users with many held-out items first, as the counting wants it.
     order = np.argsort(-wanted.sizes, kind="stable")
+    finite = isinstance(score, FactorScores) and score.finite
     if not lists:
         order = order[wanted.sizes[order] > 0]
 
@@ -157,7 +177,7 @@ def target_ranks(
         rows = order[start : start + batch]
         block = checked_block(score(codes[rows]), codes[rows], n_items)
         masked = known.take(rows)
-        counts[:, wanted.positions(rows)], broken = count(block, wanted.take(rows), masked)
+        counts[:, wanted.positions(rows)], broken = count(block, wanted.take(rows), masked, finite=finite)
         _refuse_nan(codes[rows], broken)
         if lists:
             top[rows] = best(block, masked, lists)
@@ -202,8 +222,8 @@ def ranks_from_ranking(ranking: Ranking, targets: Dataset, *, seen: Dataset | No
 
 def _targets(targets: Dataset, users: IntArray, known: Pairs) -> tuple[Pairs, int]:
     keys = gather(targets, users)
-    repeat = np.isin(keys, known.keys)
-    return from_keys(np.unique(keys[~repeat]), users.size, targets.n_items), int(repeat.sum())
+    repeat = among(keys, known.keys)
+    return from_keys(distinct(keys[~repeat]), users.size, targets.n_items), int(repeat.sum())
 
 
 def _checked_users(users: NDArray[Any], targets: Dataset) -> IntArray:
