@@ -111,7 +111,7 @@ class FactorScores:
         largest = [float(np.abs(factors).max()) for factors in (self.user_factors, self.item_factors_t)]
         bound = self.user_factors.shape[1] * largest[0] * largest[1]  # NaN and inf stay in it
         dtype = np.result_type(self.user_factors, self.item_factors_t, np.float16)
-        return bound < float(np.finfo(dtype).max)
+        return bool(bound < float(np.finfo(dtype).max))
 
     def __call__(self, users: IntArray) -> NDArray[Any]:
         """Return the scores of all items, (len(users), n_items)."""
