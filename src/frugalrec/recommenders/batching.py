@@ -142,6 +142,6 @@ def last_states(network: SequenceNetwork, indptr: LongArray, items: LongArray) -
             for part in np.array_split(rows, -(-rows.size // 512)):
                 _, positions = ranges(indptr[part], lengths[part])
                 take, _ = cells(lengths[part])
-                hidden = network(torch.from_numpy(items[positions][take]))
-                states[part] = hidden[torch.arange(part.size), torch.from_numpy(lengths[part] - 1)]
+                padded = torch.from_numpy(items[positions][take])
+                states[part] = network.next_states(padded, torch.from_numpy(lengths[part]))
     return states

@@ -34,6 +34,18 @@ class SequenceNetwork(nn.Module):
         """Return hidden states, (batch, length, width), of embedded items of the same shape."""
         raise NotImplementedError
 
+    def next_states(self, items: Tensor, lengths: Tensor) -> Tensor:
+        """Return the state that scores the next item of each row, (batch, width).
+
+        Its product with `items.weight` is the score of every item. It differentiates in both modes.
+
+        Args:
+            items: Item codes, (batch, length), padded at the end with any code.
+            lengths: Items of each row, (batch,), at least 1; what stands behind them has no influence.
+        """
+        hidden: Tensor = self(items)
+        return hidden[torch.arange(items.shape[0], device=items.device), lengths - 1]
+
     def initialise(self, scale: float = 0.02) -> None:
         """Draw all matrices from a normal distribution of deviation `scale`; biases start at zero."""
         for module in self.modules():
