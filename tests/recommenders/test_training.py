@@ -17,7 +17,7 @@ from frugalrec.recommenders.batching import (
     training_windows,
 )
 from frugalrec.recommenders.networks import CaserNetwork, Dropout, GRU4RecNetwork, SASRecNetwork
-from frugalrec.recommenders.training import AdamW, Schedule, train_network, validation_ndcg
+from frugalrec.recommenders.training import AdamW, Schedule, next_item_step, train_network, validation_ndcg
 from frugalrec.testing.toys import cycle_dataset
 
 
@@ -373,6 +373,10 @@ SCHEDULE = Schedule(
 )
 
 
+def full_softmax(hidden, weight, targets, users, rng):
+    return losses.catalogue_loss(hidden, weight, targets)
+
+
 def train(tmp_path=None, *, schedule=SCHEDULE, stop_after=None, evaluate=True, key=""):
     """Train a small network; raise KeyboardInterrupt in the evaluation after `stop_after` epochs."""
     data = ragged()
@@ -385,10 +389,11 @@ def train(tmp_path=None, *, schedule=SCHEDULE, stop_after=None, evaluate=True, k
         calls.append(1)
         return validation_ndcg(model, data, data, max_length=12)
 
+    windows = training_windows(data, 6)
     progress = train_network(
         model,
-        training_windows(data, 6),
-        lambda hidden, weight, targets, users, rng: losses.catalogue_loss(hidden, weight, targets),
+        next_item_step(model, windows, full_softmax),
+        len(windows),
         schedule,
         evaluate=metric if evaluate else None,
         checkpoint=tmp_path,
@@ -446,10 +451,11 @@ def test_training_stops_early_and_restores_the_best_epoch() -> None:
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return [0.1, 0.5, 0.3, 0.5, 0.2, 0.9][len(seen) - 1]  # the best of the first five is the second
 
+    windows = training_windows(data, 12)
     progress = train_network(
         model,
-        training_windows(data, 12),
-        lambda hidden, weight, targets, users, rng: losses.catalogue_loss(hidden, weight, targets),
+        next_item_step(model, windows, full_softmax),
+        len(windows),
         replace(SCHEDULE, patience=3),
         evaluate=metric,
     )

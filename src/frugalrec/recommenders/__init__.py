@@ -25,6 +25,7 @@ RECOMMENDERS: dict[str, str] = {
     "gru4rec": "frugalrec.recommenders.sequential:GRU4Rec",
     "caser": "frugalrec.recommenders.sequential:Caser",
     "dros": "frugalrec.recommenders.sequential:DROS",
+    "bert4rec": "frugalrec.recommenders.bert4rec:BERT4Rec",
 }
 """Name -> ``module:Class``; resolved on use, so that listing names imports no model."""
 

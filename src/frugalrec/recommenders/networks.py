@@ -99,14 +99,16 @@ class SASRecNetwork(SequenceNetwork):
         """Return hidden states, (batch, length, width), of embedded items of the same shape."""
         places = self.positions.weight[: embedded.shape[1]]
         states = self.dropout(self.norm_in(embedded + places))
+        length = embedded.shape[1]
+        future = torch.ones(length, length, dtype=torch.bool, device=embedded.device).triu(1)
         for block in self.blocks:
-            states = block(states)
+            states = block(states, future)
         hidden: Tensor = self.norm(states)
         return hidden
 
 
 class AttentionBlock(nn.Module):
-    """Causal self-attention and a feed-forward layer, normalised before each (pre-norm)."""
+    """Self-attention and a feed-forward layer, normalised before each (pre-norm)."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -119,20 +121,25 @@ class AttentionBlock(nn.Module):
         self.narrow = nn.Linear(width, width)
         self.dropout = Dropout(dropout)
 
-    def forward(self, states: Tensor) -> Tensor:
-        """Return new states of the same shape."""
-        states = states + self.dropout(self.attend(self.norm_attention(states)))
+    def forward(self, states: Tensor, blocked: Tensor) -> Tensor:
+        """Return new states of the same shape; `blocked` is as in `attend`."""
+        states = states + self.dropout(self.attend(self.norm_attention(states), blocked))
         fed: Tensor = self.narrow(torch.relu(self.widen(self.norm_feed(states))))
         return states + cast(Tensor, self.dropout(fed))
 
-    def attend(self, states: Tensor) -> Tensor:
-        """Return what each position gathers from itself and the positions before it."""
+    def attend(self, states: Tensor, blocked: Tensor) -> Tensor:
+        """Return what each position gathers from the positions open to it.
+
+        Args:
+            states: (batch, length, width).
+            blocked: Where a position (third axis) must not look at another (fourth), broadcast to
+                (batch, heads, length, length); at least one stays open to each.
+        """
         batch, length, width = states.shape
         split = self.mix(states).view(batch, length, 3, self.heads, width // self.heads)
         queries, keys, values = split.permute(2, 0, 3, 1, 4)  # each (batch, heads, length, depth)
         logits = queries @ keys.transpose(-1, -2) * (width // self.heads) ** -0.5
-        future = torch.ones(length, length, dtype=torch.bool, device=states.device).triu(1)
-        weights = self.dropout(torch.softmax(logits.masked_fill(future, -torch.inf), dim=-1))
+        weights = self.dropout(torch.softmax(logits.masked_fill(blocked, -torch.inf), dim=-1))
         gathered: Tensor = self.out((weights @ values).transpose(1, 2).reshape(batch, length, width))
         return gathered
 

@@ -18,11 +18,18 @@ from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError
 from frugalrec.recommenders import losses
 from frugalrec.recommenders.base import Recommender
-from frugalrec.recommenders.batching import last_states, recent, training_windows
+from frugalrec.recommenders.batching import Windows, last_states, recent, training_windows
 from frugalrec.recommenders.losses import LossFunction
 from frugalrec.recommenders.networks import CaserNetwork, GRU4RecNetwork, SASRecNetwork, SequenceNetwork
 from frugalrec.recommenders.spectral import spectral_embeddings
-from frugalrec.recommenders.training import Schedule, torch_session, train_network, validation_ndcg
+from frugalrec.recommenders.training import (
+    Schedule,
+    StepFunction,
+    next_item_step,
+    torch_session,
+    train_network,
+    validation_ndcg,
+)
 from frugalrec.rng import derive_seed, generator
 from frugalrec.types import FloatArray, IntArray, LongArray
 
@@ -32,7 +39,7 @@ InitialName = Literal["spectral", "random"]
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SequentialRecommender(Recommender):
-    """What the four models share; only the network (and DROS's loss) differs.
+    """What the sequence models share; an author writes `_network`, and `_step` if training differs.
 
     Every transition of the training data is learned, the last one included. Scores come from the last
     `max_length` items of a history. A user without any history is given the items' training counts,
@@ -47,7 +54,7 @@ class SequentialRecommender(Recommender):
     embedding_size: int = 64
     """Width of item embeddings and hidden states."""
     layers: int = 2
-    """Attention blocks (SASRec, DROS) or recurrent layers (GRU4Rec)."""
+    """Attention blocks or recurrent layers (GRU4Rec)."""
     dropout: float = 0.5
     """Share of values dropped in training."""
     max_length: int = 50
@@ -89,21 +96,28 @@ class SequentialRecommender(Recommender):
     def _network(self, n_items: int) -> SequenceNetwork:
         raise NotImplementedError
 
+    def _start(self, network: SequenceNetwork, train: Dataset) -> None:
+        """Give a new network what it takes from the training data before training."""
+        if self.initial == "spectral":
+            start = spectral_embeddings(train, self.embedding_size, generator(self.seed, "spectral"))
+            network.items.weight.data.copy_(torch.from_numpy(start))
+
+    def _step(self, network: SequenceNetwork, windows: Windows, train: Dataset) -> StepFunction:
+        """Return the loss of a batch of windows."""
+        return next_item_step(network, windows, self._loss(train))
+
     def _fit(self, train: Dataset, valid: Dataset | None) -> None:
         self._check()
         windows = training_windows(train, self.max_length)
         self.counts_ = train.item_counts
         with torch_session(self.threads, derive_seed(self.seed, "initial")):
             network = self._network(train.n_items)
-            if self.initial == "spectral":
-                rng = generator(self.seed, "spectral")
-                start = spectral_embeddings(train, self.embedding_size, rng)
-                network.items.weight.data.copy_(torch.from_numpy(start))
+            self._start(network, train)
             validate = partial(validation_ndcg, network, train, max_length=self.max_length)
             progress = train_network(
                 network,
-                windows,
-                self._loss(train),
+                self._step(network, windows, train),
+                len(windows),
                 self._schedule(),
                 evaluate=None if valid is None or valid.n == 0 else partial(validate, valid),
                 checkpoint=self.checkpoint,
@@ -135,13 +149,8 @@ class SequentialRecommender(Recommender):
         with torch_session(None, 0):
             self.network_ = self._network(self.counts_.size)
         prefix = "network."
-        self.network_.load_state_dict(
-            {
-                key.removeprefix(prefix): torch.from_numpy(value)
-                for key, value in state.items()
-                if prefix in key
-            }
-        )
+        values = {key: torch.from_numpy(value) for key, value in state.items() if key.startswith(prefix)}
+        self.network_.load_state_dict({key.removeprefix(prefix): value for key, value in values.items()})
         self.network_.eval()
 
     def _loss(self, train: Dataset) -> LossFunction:
@@ -200,16 +209,29 @@ _POSITIVE = (
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class SASRec(SequentialRecommender):
+class AttentionRecommender(SequentialRecommender):
+    """A sequence model of attention blocks."""
+
+    heads: int = 2
+    """Attention heads; must divide `embedding_size`."""
+
+    def _check(self) -> None:
+        super()._check()
+        if self.heads < 1 or self.embedding_size % self.heads:
+            raise ConfigError(
+                f"{self.name}: heads must divide embedding_size; "
+                f"{self.heads} does not divide {self.embedding_size}."
+            )
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class SASRec(AttentionRecommender):
     """Self-attention over the sequence (Kang and McAuley, ICDM 2018), trained with the full softmax.
 
     The published loss is `loss="bce"`; here the softmax over the whole catalogue is the default.
     """
 
     name: ClassVar[str] = "sasrec"
-
-    heads: int = 2
-    """Attention heads; must divide `embedding_size`."""
 
     def _network(self, n_items: int) -> SequenceNetwork:
         return SASRecNetwork(
@@ -220,14 +242,6 @@ class SASRec(SequentialRecommender):
             dropout=self.dropout,
             max_length=self.max_length,
         )
-
-    def _check(self) -> None:
-        super()._check()
-        if self.heads < 1 or self.embedding_size % self.heads:
-            raise ConfigError(
-                f"{self.name}: heads must divide embedding_size; "
-                f"{self.heads} does not divide {self.embedding_size}."
-            )
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

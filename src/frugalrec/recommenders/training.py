@@ -28,8 +28,23 @@ from frugalrec.recommenders.batching import Windows, last_states, position_state
 from frugalrec.recommenders.losses import LossFunction
 from frugalrec.recommenders.networks import SequenceNetwork
 from frugalrec.rng import derive_seed, generator
+from frugalrec.types import LongArray
 
 log = logging.getLogger(__name__)
+
+StepFunction = Callable[[LongArray, np.random.Generator], tuple[Tensor, int]]
+"""Takes the rows of some windows and the epoch's generator; returns the mean loss that an optimisation
+step descends, and the number of positions it is the mean of."""
+
+
+def next_item_step(network: SequenceNetwork, windows: Windows, loss: LossFunction) -> StepFunction:
+    """Return the step of causal networks: every position of a window predicts the item after it."""
+
+    def step(rows: LongArray, rng: np.random.Generator) -> tuple[Tensor, int]:
+        states, targets, users = position_states(network, windows, rows)
+        return loss(states, network.items.weight, targets, users, rng), targets.shape[0]
+
+    return step
 
 
 def validation_ndcg(
@@ -166,8 +181,8 @@ def torch_session(threads: int | None, seed: int) -> Iterator[None]:
 
 def train_network(
     network: SequenceNetwork,
-    windows: Windows,
-    loss: LossFunction,
+    step: StepFunction,
+    n_windows: int,
     schedule: Schedule,
     *,
     evaluate: Callable[[], float] | None = None,
@@ -179,8 +194,8 @@ def train_network(
 
     Args:
         network: The network; on return it holds the best (or last) epoch, in evaluation mode.
-        windows: What to learn from.
-        loss: Mean loss of a batch.
+        step: Loss of a batch of windows.
+        n_windows: How many windows there are to learn from.
         schedule: Epochs, batch size and so on.
         evaluate: Returns the validation metric of the network as it is, higher is better.
         checkpoint: Folder of `training.safetensors`, written after every epoch; resumed from if present.
@@ -199,7 +214,7 @@ def train_network(
         progress.epoch += 1
         record = {
             "epoch": progress.epoch,
-            "loss": _epoch(network, windows, loss, schedule, optimizer, progress.epoch),
+            "loss": _epoch(network, step, n_windows, schedule, optimizer, progress.epoch),
         }
         network.eval()
         if evaluate is None or progress.epoch % schedule.eval_every == 0:
@@ -225,8 +240,8 @@ def train_network(
 
 def _epoch(
     network: SequenceNetwork,
-    windows: Windows,
-    loss: LossFunction,
+    step: StepFunction,
+    n_windows: int,
     schedule: Schedule,
     optimizer: AdamW,
     epoch: int,
@@ -234,15 +249,15 @@ def _epoch(
     rng = generator(schedule.seed, "epoch", epoch)
     torch.manual_seed(derive_seed(schedule.seed, "dropout", epoch))
     network.train()
-    total = 0.0
-    order = rng.permutation(len(windows))
+    total, positions = 0.0, 0
+    order = rng.permutation(n_windows)
     for start in range(0, order.size, schedule.batch_size):
-        states, targets, users = position_states(network, windows, order[start : start + schedule.batch_size])
-        value = loss(states, network.items.weight, targets, users, rng)
+        value, count = step(order[start : start + schedule.batch_size], rng)
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        total += float(value.detach()) * targets.shape[0]
-    return total / windows.targets.size
+        total += float(value.detach()) * count
+        positions += count
+    return total / positions
 
 
 def _save(
