@@ -127,18 +127,6 @@ def test_states_do_not_depend_on_batch_mates(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_next_states_do_not_depend_on_the_padding(kind) -> None:
-    model, lengths = network(kind), torch.tensor([3, 12, 1, 7])
-    items = torch.randint(20, (4, 12), generator=torch.Generator().manual_seed(2))
-    found = model.next_states(items, lengths)
-    assert found.shape == (4, 8)
-    for row, length in enumerate(lengths.tolist()):
-        alone = model.next_states(items[[row], :length], torch.tensor([length]))[0]
-        torch.testing.assert_close(found[row], alone, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(alone, model(items[[row], :length])[0, -1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_training_positions_match_one_sequence_at_a_time(kind) -> None:
     model, windows = network(kind), training_windows(ragged(), 5)
     rows = np.random.default_rng(0).permutation(len(windows))[:17]

@@ -26,6 +26,7 @@ RECOMMENDERS: dict[str, str] = {
     "caser": "frugalrec.recommenders.sequential:Caser",
     "dros": "frugalrec.recommenders.sequential:DROS",
     "bert4rec": "frugalrec.recommenders.bert4rec:BERT4Rec",
+    "dcrec": "frugalrec.recommenders.dcrec:DCRec",
 }
 """Name -> ``module:Class``; resolved on use, so that listing names imports no model."""
 

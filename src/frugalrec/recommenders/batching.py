@@ -111,14 +111,24 @@ def cells(lengths: LongArray) -> tuple[LongArray, LongArray]:
     return take, real
 
 
+def grouped_positions(windows: Windows, rows: LongArray) -> tuple[list[LongArray], LongArray, LongArray]:
+    """Return how a batch runs through a network: (groups, order, positions).
+
+    `groups` splits the places in `rows` by length, `order` is the groups one after another, (b,), and
+    `positions` lists the cells of those windows in that order, as places in `Windows.inputs`, (n,).
+    """
+    groups = length_groups(windows.lengths[rows])
+    order = np.concatenate(groups)
+    _, positions = ranges(windows.indptr[rows[order]], windows.lengths[rows[order]])
+    return groups, order, positions
+
+
 def position_states(
     network: SequenceNetwork, windows: Windows, rows: LongArray
 ) -> tuple[Tensor, Tensor, IntArray]:
     """Return hidden states (n, width), targets (n,) and users (n,) of all positions of some windows."""
+    groups, order, positions = grouped_positions(windows, rows)
     lengths = windows.lengths[rows]
-    groups = length_groups(lengths)
-    order = np.concatenate(groups)
-    _, positions = ranges(windows.indptr[rows[order]], lengths[order])
     # One look-up for all groups: the gradient of each look-up is as large as the embedding.
     embedded = network.items(torch.from_numpy(windows.inputs[positions]))
     states, start = [], 0
