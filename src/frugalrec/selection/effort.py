@@ -1,0 +1,308 @@
+"""Effort: how hard a training sample is for the LLM, as the norm of its gradient before tuning.
+
+After DEALRec (arXiv 2401.17197): the score of a sample (history, next title) is the L2 norm of the
+gradient, with respect to the LoRA matrices at their starting point, of the loss of the title. Unlike
+the published code, the loss reads the answer's tokens only, there is no dropout, a score does not
+depend on what else is in the batch, and only the norm is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from frugalrec.data.dataset import Dataset
+from frugalrec.data.examples import Examples
+from frugalrec.errors import ConfigError, ModelError, StorageError, require
+from frugalrec.ledger import Usage, measure
+from frugalrec.rng import derive_seed, generator
+from frugalrec.runs import key_hash, storage_errors
+from frugalrec.selection.base import Scorer
+from frugalrec.selection.next_title import NextTitlePrompt, fitted
+from frugalrec.types import FloatArray
+
+if TYPE_CHECKING:
+    from frugalrec.llm.local import LocalLM
+    from frugalrec.llm.scoring import Query
+
+log = logging.getLogger(__name__)
+
+
+class Effort(Scorer):
+    """The norm of each row's gradient at the untuned LLM; harder rows score higher.
+
+    Undefined (NaN) for rows outside the `pool`, for rows whose answer alone exceeds `max_tokens`,
+    and where the LLM's numbers overflow. Values and labels of a row play no part.
+    """
+
+    name: ClassVar[str] = "effort"
+
+    def __init__(
+        self,
+        *,
+        model: LocalLM | str | Path = "smollm2-135m",
+        prompt: NextTitlePrompt | None = None,
+        max_tokens: int = 512,
+        rank: int = 8,
+        alpha: int = 16,
+        targets: str | Sequence[str] = "all-linear",
+        parameters: str = "lora_",
+        reduction: Literal["mean", "sum"] = "mean",
+        pool: int | None = None,
+        seed: int = 0,
+        max_batch_tokens: int = 1024,
+        cache: Path | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Store the options.
+
+        Args:
+            model: A loaded model, or what `LocalLM.load` takes. A model with an adapter is scored at
+                that adapter; any other gets fresh LoRA matrices (B = 0), which are removed again.
+            prompt: How a row becomes text; default: `NextTitlePrompt()`.
+            max_tokens: Longest prompt and answer together. The oldest titles fall away first, then
+                the end of the only title left.
+            rank: Rank of fresh LoRA matrices.
+            alpha: LoRA scale; updates are multiplied by alpha / rank.
+            targets: Which layers get LoRA matrices, in PEFT's words.
+            parameters: Regular expression, searched in parameter names: whose gradient counts. Or
+                ``"reference"``: what the published code takes, matrix B of the last layer's v_proj,
+                for about half of the time.
+            reduction: A row's loss is the `mean` over its answer's tokens (the end-of-text token
+                included), which is what tuning minimises, or the `sum`, which grows with the title.
+            pool: Score only so many rows, drawn at random; the rest is undefined. Default: all.
+            seed: Seed of the LoRA matrices and of the pool.
+            max_batch_tokens: Padded tokens in one pass.
+            cache: A folder where finished batches are kept, so that a killed call goes on where it
+                was. Default: none.
+            progress: Is told (rows done, rows in all) after each batch.
+        """
+        self.model = model
+        self.prompt = prompt
+        self.max_tokens = max_tokens
+        self.rank = rank
+        self.alpha = alpha
+        self.targets = targets
+        self.parameters = parameters
+        self.reduction = reduction
+        self.pool = pool
+        self.seed = seed
+        self.max_batch_tokens = max_batch_tokens
+        self.cache = cache
+        self.progress = progress
+        self.usage_ = Usage()
+        """What the last call spent; tokens of rows that the cache knew are `tokens_cached`."""
+
+    def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:
+        require("peft", "llm")
+        self._check()
+        scores = np.full(len(examples), np.nan, dtype=np.float32)
+        with measure() as meter:
+            lm = self._load()
+            rows = np.arange(len(examples))
+            if self.pool is not None:
+                rng = generator(self.seed, "selection", "effort", "pool")
+                rows = np.sort(rng.permutation(rows)[: self.pool])
+            found = {int(row): self._query(lm, examples, dataset, int(row)) for row in rows}
+            queries = {row: query for row, query in found.items() if query is not None}
+            if not queries:
+                raise ConfigError(
+                    f"effort: no row's prompt and answer fit into {self.max_tokens} tokens, even with an "
+                    "empty history; raise max_tokens."
+                )
+            norms, usage = self._norms(lm, list(queries.values()))
+            meter.add(usage)
+            scores[list(queries)] = norms
+        self.usage_ = meter.usage
+        if lm.device != "cpu":
+            self.usage_ = replace(self.usage_, accelerator_s=self.usage_.wall_s)
+        undefined = int(np.isnan(scores[rows]).sum())
+        if undefined:
+            log.info("effort: %d of %d rows are too long or not finite: no score", undefined, rows.size)
+        return scores
+
+    def _check(self) -> None:
+        for name in ("max_tokens", "rank", "alpha", "max_batch_tokens", "pool"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"effort: {name} must be at least 1, not {value}.")
+
+    def _load(self) -> LocalLM:
+        from frugalrec.llm.local import LocalLM
+
+        return self.model if isinstance(self.model, LocalLM) else LocalLM.load(self.model)
+
+    def _query(self, lm: LocalLM, examples: Examples, dataset: Dataset, row: int) -> Query | None:
+        history = [dataset.titles[item] for item in examples.history(row)]
+        title = dataset.titles[examples.targets[row]]
+        return fitted(lm, self.prompt or NextTitlePrompt(), history, title, self.max_tokens)
+
+    def _norms(self, lm: LocalLM, queries: Sequence[Query]) -> tuple[FloatArray, Usage]:
+        """Return the norms, NaN where they are not finite, and the tokens they took."""
+        import torch
+
+        from frugalrec.selection.gradient_norms import GradientNorms, plan
+
+        norms = np.full(len(queries), np.nan, dtype=np.float32)
+        lengths = np.array([len(query.tokens) + len(query.decoder) for query in queries])
+        batches = plan(lm.network, queries, self.max_batch_tokens)
+        usage, done = Usage(), 0
+        with with_lora(lm, self.rank, self.alpha, self.targets, self.seed) as network:
+            pattern = _reference(network) if self.parameters == "reference" else self.parameters
+            key = self._key(lm, network, pattern, queries, batches)
+            options = {"parameters": pattern, "reduction": self.reduction, "pad": lm.pad_id}
+            with self._finished(key) as finished, GradientNorms(network, **options) as compute:
+                for number, batch in enumerate(batches):
+                    tokens = int(lengths[batch].sum())
+                    if number in finished:
+                        usage += Usage(tokens_cached=tokens)
+                    else:
+                        try:
+                            finished[number] = compute([queries[b] for b in batch])
+                        except torch.OutOfMemoryError as error:
+                            raise _out_of_memory(lm, self.max_batch_tokens) from error
+                        usage += Usage(tokens_in=tokens, llm_calls=len(batch))
+                    norms[batch] = finished[number]
+                    done += len(batch)
+                    if self.progress is not None:
+                        self.progress(done, len(queries))
+        norms[~np.isfinite(norms)] = np.nan
+        return norms, usage
+
+    def _key(
+        self, lm: LocalLM, network: Any, pattern: str, queries: Sequence[Query], batches: list[list[int]]
+    ) -> str:
+        """Return a hash of everything that decides what a batch's norms are."""
+        import torch
+
+        texts, matrices = hashlib.sha256(), hashlib.sha256()
+        for query in queries:
+            texts.update(repr((query.tokens, query.decoder, query.targets.ravel().tolist())).encode())
+        for name, parameter in network.named_parameters():
+            if "lora_" in name:
+                matrices.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
+        scales = [self.alpha / self.rank] if lm.adapter is None else []
+        return key_hash(
+            {
+                "model": [lm.fingerprint, lm.device.partition(":")[0], torch.__version__],
+                "lora": [matrices.hexdigest(), scales],
+                "options": [pattern, self.reduction],
+                "texts": texts.hexdigest(),
+                "batches": batches,
+            }
+        )
+
+    def _finished(self, key: str) -> Any:
+        """Return a context with the finished batches by number, on disk where there is a cache."""
+        if self.cache is None:
+            return nullcontext(dict[int, FloatArray]())
+        return _stored(self.cache / f"effort-{key[:16]}.sqlite")
+
+
+@contextmanager
+def with_lora(lm: LocalLM, rank: int, alpha: int, targets: str | Sequence[str], seed: int) -> Iterator[Any]:
+    """Yield the model's network with LoRA layers: its own ones, or fresh ones for the while.
+
+    Raises:
+        ModelError: If the network has no layer that the targets name.
+    """
+    import peft
+    import torch
+
+    from frugalrec.llm.loading import quiet_peft
+
+    network = lm.network
+    if isinstance(network, peft.PeftModel):
+        yield network.get_base_model()
+        return
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        task_type="SEQ_2_SEQ_LM" if lm.is_encoder_decoder else "CAUSAL_LM",
+    )
+    flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
+    with torch.random.fork_rng(devices=[]), quiet_peft(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right itself
+        torch.manual_seed(derive_seed(seed, "selection", "effort", "lora"))
+        try:
+            model = peft.get_peft_model(network, config)
+        except ValueError as error:
+            raise ModelError(
+                f"{lm.model} has no layer for LoRA targets {targets!r}: {error} Give targets, the names of "
+                'some of its linear layers, or "all-linear".'
+            ) from error
+    try:
+        yield network
+    finally:
+        model.unload()
+        for parameter, flag in flags.items():
+            parameter.requires_grad_(flag)
+
+
+def _reference(network: Any) -> str:
+    last = network.config.get_text_config().num_hidden_layers - 1
+    return rf"layers\.{last}\.self_attn\.v_proj\.lora_B"
+
+
+def _out_of_memory(lm: LocalLM, max_batch_tokens: int) -> ModelError:
+    return ModelError(
+        f"{lm.model} ran out of memory on {lm.device} with batches of {max_batch_tokens} tokens; "
+        "give a smaller max_batch_tokens."
+    )
+
+
+class _Batches(MutableMapping[int, FloatArray]):
+    """Finished batches in an SQLite file; each is written whole or not at all."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.connection = connection
+        with connection:
+            connection.execute("CREATE TABLE IF NOT EXISTS batches (number INTEGER PRIMARY KEY, norms BLOB)")
+
+    def __getitem__(self, number: int) -> FloatArray:
+        row = self.connection.execute("SELECT norms FROM batches WHERE number = ?", (number,)).fetchone()
+        if row is None:
+            raise KeyError(number)
+        return np.frombuffer(row[0], dtype="<f4")
+
+    def __setitem__(self, number: int, norms: FloatArray) -> None:
+        with self.connection:
+            row = (number, norms.astype("<f4").tobytes())
+            self.connection.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", row)
+
+    def __delitem__(self, number: int) -> None:
+        with self.connection:
+            self.connection.execute("DELETE FROM batches WHERE number = ?", (number,))
+
+    def __iter__(self) -> Iterator[int]:
+        return (row[0] for row in self.connection.execute("SELECT number FROM batches ORDER BY number"))
+
+    def __len__(self) -> int:
+        return int(self.connection.execute("SELECT count(*) FROM batches").fetchone()[0])
+
+
+@contextmanager
+def _stored(path: Path) -> Iterator[_Batches]:
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        connection = sqlite3.connect(path)
+        try:
+            yield _Batches(connection)
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        raise StorageError(
+            f"the cache {path} cannot be used: {error}. Free the disk if it is full, or delete the file; "
+            "its batches will be computed again."
+        ) from error
