@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 
 class SequenceNetwork(nn.Module):
-    """What the three networks share: the tied item embedding and its initialisation."""
+    """What the networks share: the tied item embedding, its initialisation and the state that scores."""
 
     def __init__(self, n_items: int, embedding_size: int) -> None:
         super().__init__()
