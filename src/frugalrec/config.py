@@ -76,7 +76,9 @@ class SelectionConfig(Section):
     """Which training samples the LLM is tuned on."""
 
     scorer: str = "random"
-    """`random`, `longest` or `recent`."""
+    """`random`, `longest`, `recent`, `influence`, `el2n` or `ccs`."""
+    options: dict[str, Any] = {}
+    """Options of the scorer, for example `{n_surrogates: 3}`."""
     budget: str | int | float = 64
     """Samples to keep: a number, or a share such as `2%`."""
     window: int = Field(default=8, ge=1)

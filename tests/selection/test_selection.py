@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from frugalrec.data.examples import examples
 from frugalrec.errors import ConfigError, DataError
-from frugalrec.selection import SCORERS, create, parse_budget, select
+from frugalrec.selection import SCORERS, create, parse_budget, scorer_class, select
+from frugalrec.selection.surrogates import SurrogateScorer
 from frugalrec.testing.selection_contract import ScorerContract
 from frugalrec.testing.toys import cycle_dataset
 
@@ -73,7 +74,9 @@ def test_selection_has_the_exact_size_and_no_dropped_row_beats_a_kept_one(values
 
 @pytest.mark.parametrize("name", sorted(SCORERS))
 class TestScorers(ScorerContract):
-    pass
+    def build(self, name):
+        small = {"options": {"epochs": 2, "embedding_size": 8}}
+        return create(name, **(small if issubclass(scorer_class(name), SurrogateScorer) else {}))
 
 
 def test_unknown_scorer_names_the_choices():

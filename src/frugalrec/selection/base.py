@@ -22,6 +22,8 @@ class Scorer(ABC):
 
     name: ClassVar[str]
     """The name in the table of `frugalrec.selection`."""
+    takes: ClassVar[frozenset[str]] = frozenset()
+    """Which of `seed`, `valid` (the validation fold) and `progress` the constructor accepts."""
 
     @abstractmethod
     def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:
@@ -43,6 +45,10 @@ class Scorer(ABC):
         if scores.shape != (len(examples),):
             raise DataError(f"{self.name}: expected {len(examples)} scores, one a row; got {scores.shape}.")
         return scores
+
+    def choose(self, scores: FloatArray, budget: int | float | str, *, seed: int = 0) -> Selection:
+        """Return which rows to keep, given their scores: the highest, unless a method says otherwise."""
+        return select(scores, budget, scorer=self.name, seed=seed)
 
 
 def parse_budget(budget: int | float | str, n: int) -> int:

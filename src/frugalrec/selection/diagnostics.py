@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 
 from frugalrec.errors import DataError
 from frugalrec.types import DoubleArray, FloatArray, LongArray
@@ -46,7 +46,8 @@ def overlap(first: LongArray, second: LongArray) -> float:
 def agreement(first: FloatArray | DoubleArray, second: FloatArray | DoubleArray) -> float:
     """Return the Spearman correlation of two scores over the rows that both define."""
     both = ~(np.isnan(first) | np.isnan(second))
-    return float(spearmanr(np.asarray(first)[both], np.asarray(second)[both]).statistic)
+    ranks = [rankdata(np.asarray(scores)[both]) for scores in (first, second)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def describe(

@@ -25,6 +25,7 @@ from frugalrec.llm import models
 from frugalrec.llm.prompts import RerankPrompt
 from frugalrec.rng import generator
 from frugalrec.runs import Run, Stage, file_hash
+from frugalrec.selection.diagnostics import describe
 from frugalrec.stages.artefacts import (
     load_arrays,
     load_json,
@@ -119,10 +120,18 @@ def select_samples(run: Run, config: RunConfig, data: Prepared) -> Samples:
     candidates = examples(data.split.train, window=section.window, min_history=section.min_history)
 
     def build(folder: Path, meter: Meter) -> None:
-        seeded = {"seed": config.seed} if section.scorer == "random" else {}
-        scores = scorers.create(section.scorer, **seeded).score(candidates, data.split.train)
-        kept = scorers.select(scores, section.budget, scorer=section.scorer, seed=config.seed)
+        given = {
+            "seed": config.seed,
+            "valid": data.split.valid,
+            "progress": lambda done, total: run.observer.progressed("selection", done, total),
+        }
+        takes = scorers.scorer_class(section.scorer).takes
+        options = {name: value for name, value in given.items() if name in takes} | section.options
+        scorer = scorers.create(section.scorer, **options)
+        scores = scorer.score(candidates, data.split.train)
+        kept = scorer.choose(scores, section.budget, seed=config.seed)
         save_selection(folder / "selection.npz", kept)
+        save_json(folder / "diagnostics.json", describe(scores, kept.kept))
 
     key = {"data": data.key, "selection": section.model_dump(), "seed": config.seed}
     stage = run.stage("selection", key, build)
