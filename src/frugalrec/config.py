@@ -76,7 +76,7 @@ class SelectionConfig(Section):
     """Which training samples the LLM is tuned on."""
 
     scorer: str = "random"
-    """`random`, `longest`, `recent`, `influence`, `el2n` or `ccs`."""
+    """`random`, `longest`, `recent`, `influence`, `effort`, `dealrec`, `el2n` or `ccs`."""
     options: dict[str, Any] = {}
     """Options of the scorer, for example `{n_surrogates: 3}`."""
     budget: str | int | float = 64

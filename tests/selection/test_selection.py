@@ -72,7 +72,7 @@ def test_selection_has_the_exact_size_and_no_dropped_row_beats_a_kept_one(values
             assert (scores[kept] >= scores[row]).all()
 
 
-@pytest.mark.parametrize("name", sorted(SCORERS))
+@pytest.mark.parametrize("name", sorted(set(SCORERS) - {"dealrec", "effort"}))  # those need an LLM
 class TestScorers(ScorerContract):
     def build(self, name):
         small = {"options": {"epochs": 2, "embedding_size": 8}}

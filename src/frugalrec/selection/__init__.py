@@ -10,6 +10,8 @@ from frugalrec.selection.base import Scorer, parse_budget, select
 
 SCORERS: dict[str, str] = {
     "ccs": "frugalrec.selection.surrogates:CCS",
+    "dealrec": "frugalrec.selection.dealrec:DEALRec",
+    "effort": "frugalrec.selection.effort:Effort",
     "el2n": "frugalrec.selection.surrogates:EL2N",
     "influence": "frugalrec.selection.surrogates:Influence",
     "longest": "frugalrec.selection.baselines:Longest",

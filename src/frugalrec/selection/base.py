@@ -23,7 +23,8 @@ class Scorer(ABC):
     name: ClassVar[str]
     """The name in the table of `frugalrec.selection`."""
     takes: ClassVar[frozenset[str]] = frozenset()
-    """Which of `seed`, `valid` (the validation fold) and `progress` the constructor accepts."""
+    """Which of `seed`, `valid` (the validation fold), `llm` (the run's language model) and `progress` the
+    constructor accepts."""
 
     @abstractmethod
     def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:

@@ -123,6 +123,7 @@ def select_samples(run: Run, config: RunConfig, data: Prepared) -> Samples:
         given = {
             "seed": config.seed,
             "valid": data.split.valid,
+            "llm": config.llm.model,
             "progress": lambda done, total: run.observer.progressed("selection", done, total),
         }
         takes = scorers.scorer_class(section.scorer).takes
@@ -131,7 +132,8 @@ def select_samples(run: Run, config: RunConfig, data: Prepared) -> Samples:
         scores = scorer.score(candidates, data.split.train)
         kept = scorer.choose(scores, section.budget, seed=config.seed)
         save_selection(folder / "selection.npz", kept)
-        save_json(folder / "diagnostics.json", describe(scores, kept.kept))
+        influence = getattr(scorer, "parts_", {}).get("influence")
+        save_json(folder / "diagnostics.json", describe(scores, kept.kept, influence=influence))
 
     key = {"data": data.key, "selection": section.model_dump(), "seed": config.seed}
     stage = run.stage("selection", key, build)

@@ -1,0 +1,147 @@
+"""DEALRec: influence on a surrogate plus effort of the LLM, chosen over strata of their sum.
+
+Lin et al., SIGIR 2024 (arXiv 2401.17197), with three presets that differ where paper, published code
+and sound practice differ. What the presets share is the idea: a sample is worth its tokens if it helps
+the recommendation task (influence) and is not yet known to the LLM (effort).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from frugalrec.data.dataset import Dataset
+from frugalrec.data.examples import Examples
+from frugalrec.errors import ConfigError
+from frugalrec.selection.base import Scorer
+from frugalrec.selection.combination import Normalisation, combine
+from frugalrec.selection.coverage import Bins
+from frugalrec.selection.surrogates import Influence, chosen_by_strata
+from frugalrec.types import FloatArray, Selection
+
+if TYPE_CHECKING:
+    from frugalrec.llm.local import LocalLM
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """One reading of the method."""
+
+    influence: Mapping[str, Any] = field(default_factory=dict)
+    effort: Mapping[str, Any] = field(default_factory=dict)
+    normalisation: Normalisation = "rank"
+    weight: float = 0.3
+    """lambda, the weight of effort."""
+    groups: int = 50
+    bins: Bins = "quantile"
+    prune_top: float = 0.0
+    prune_bottom: float = 0.0
+
+
+PRESETS: dict[str, Preset] = {
+    # Deterministic; effort for a bounded pool, so that scoring costs no more than tuning; the half that
+    # scores low is left out, because equal shares of equal groups alone would be a random choice.
+    "frugal": Preset(effort={"pool": 4096}, prune_bottom=0.5),
+    # The equations: all parameters, a curvature that is not drowned by its damping, raw sums.
+    "paper": Preset(
+        influence={
+            "loss": "expected-bce",
+            "target": "train",
+            "curvature": "gauss-newton",
+            "damping": 0.01,
+        },
+        normalisation="none",
+        bins="width",
+    ),
+    # The published code: one random negative, one matrix of SASRec, no effective curvature (its damping
+    # leaves q at a cosine of .9998 to v), one LoRA matrix, min-max, and the top tenth pruned.
+    "reference": Preset(
+        influence={"loss": "sampled-bce", "target": "train", "parameters": r"blocks\.1\.out\.weight"},
+        effort={"parameters": "reference"},
+        normalisation="minmax",
+        bins="width",
+        prune_top=0.1,
+    ),
+}
+"""Name -> options. `reference` scores the transition that tuning will see; the published code scores
+the user's transitions before it, and so gives users with one or two interactions a score of 0."""
+
+
+class DEALRec(Scorer):
+    """Influence plus `weight` times effort, and a choice over strata of the sum.
+
+    A row without either part is undefined and never kept. After scoring, `parts_` holds both parts.
+    """
+
+    name: ClassVar[str] = "dealrec"
+    takes: ClassVar[frozenset[str]] = frozenset({"seed", "valid", "progress", "llm"})
+
+    def __init__(
+        self,
+        *,
+        preset: str = "frugal",
+        llm: LocalLM | str | Path = "smollm2-135m",
+        weight: float | None = None,
+        influence: Mapping[str, Any] | None = None,
+        effort: Mapping[str, Any] | None = None,
+        choice: Mapping[str, Any] | None = None,
+        valid: Dataset | None = None,
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        """Store the options.
+
+        Args:
+            preset: `frugal`, `paper` or `reference` (see `PRESETS`).
+            llm: The LLM, or a smaller one in its place, whose gradients are the effort.
+            weight: Weight of effort; default: the preset's.
+            influence: Options of `Influence` over the preset's.
+            effort: Options of `Effort` over the preset's.
+            choice: `groups`, `bins`, `prune_top`, `prune_bottom` of `stratified` over the preset's.
+            valid: The validation fold.
+            seed: Seed of surrogate, LoRA matrices, pool and draws.
+            progress: Is told of (rows, rows in all), both parts counted.
+        """
+        self.preset, self.llm, self.weight = preset, llm, weight
+        self.influence, self.effort = dict(influence or {}), dict(effort or {})
+        self.choice, self.valid, self.seed, self.progress = dict(choice or {}), valid, seed, progress
+        self.parts_: dict[str, FloatArray] = {}
+
+    def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:
+        from frugalrec.selection.effort import Effort
+
+        preset = self._preset()
+        n = len(examples)
+
+        def tell(offset: int) -> Progress | None:
+            told = self.progress
+            return (
+                None if told is None else lambda done, total: told(offset + done * n // max(total, 1), 2 * n)
+            )
+
+        shared = {"seed": self.seed}
+        influence = Influence(
+            **shared | {"valid": self.valid, "progress": tell(0)} | dict(preset.influence) | self.influence
+        )
+        effort = Effort(
+            **shared | {"model": self.llm, "progress": tell(n)} | dict(preset.effort) | self.effort
+        )
+        self.parts_ = {one.name: one.score(examples, dataset) for one in (influence, effort)}
+        weights = {"influence": 1.0, "effort": preset.weight if self.weight is None else self.weight}
+        return combine(self.parts_, weights, preset.normalisation).astype("float32")
+
+    def choose(self, scores: FloatArray, budget: int | float | str, *, seed: int = 0) -> Selection:
+        """Return a stratified choice."""
+        preset = self._preset()
+        names = ("groups", "bins", "prune_top", "prune_bottom")
+        strata = {name: getattr(preset, name) for name in names} | self.choice
+        return chosen_by_strata(self.name, scores, scores, budget, seed, **strata)
+
+    def _preset(self) -> Preset:
+        if self.preset not in PRESETS:
+            raise ConfigError(f"unknown preset {self.preset!r}; choose one of {', '.join(PRESETS)}.")
+        return PRESETS[self.preset]

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+
+from frugalrec.data.examples import examples
+from frugalrec.data.splits import split
+from frugalrec.errors import ConfigError
+from frugalrec.llm.local import LocalLM
+from frugalrec.selection import create
+from frugalrec.selection.combination import normalise
+from frugalrec.selection.coverage import stratified
+from frugalrec.selection.dealrec import PRESETS
+from frugalrec.testing.selection_contract import ScorerContract
+from frugalrec.testing.tiny_models import tiny_llama
+from frugalrec.testing.toys import cycle_dataset
+
+PARTS = split(cycle_dataset(n_users=30, n_items=10, length=8), "leave-last-out")
+ROWS = examples(PARTS.train, window=4, min_history=1)
+SMALL = {"options": {"embedding_size": 8, "epochs": 2}}
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory):
+    return LocalLM.load(
+        tiny_llama(tmp_path_factory.mktemp("dealrec") / "llama"), dtype="float32", device="cpu"
+    )
+
+
+def build(lm, **options):
+    return create("dealrec", **{"llm": lm, "influence": SMALL, "choice": {"groups": 4}} | options)
+
+
+@pytest.mark.parametrize("name", ["dealrec"])
+class TestContract(ScorerContract):
+    @pytest.fixture(autouse=True)
+    def _model(self, lm):
+        self.lm = lm
+
+    def build(self, name):
+        return build(self.lm)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_is_the_weighted_sum_of_its_parts(lm, preset):
+    scorer = build(lm, preset=preset, valid=PARTS.valid, weight=0.7)
+    scores = scorer.score(ROWS, PARTS.train)
+    how = PRESETS[preset].normalisation
+    parts = {name: normalise(part, how) for name, part in scorer.parts_.items()}
+    np.testing.assert_allclose(scores, parts["influence"] + 0.7 * parts["effort"], rtol=1e-5)
+    kept = scorer.choose(scores, 9, seed=2)
+    strata = {"bins": PRESETS[preset].bins, "groups": 4}
+    pruned = {"prune_top": PRESETS[preset].prune_top, "prune_bottom": PRESETS[preset].prune_bottom}
+    assert np.array_equal(kept.kept, stratified(scores, 9, seed=2, **strata, **pruned))
+    assert kept.scorer == "dealrec" and kept.kept.size == 9
+    if preset == "frugal":
+        assert (scores[kept.kept] >= np.median(scores)).all()
+
+
+def test_rows_outside_the_pool_are_never_kept(lm):
+    scorer = build(lm, effort={"pool": 12})
+    scores = scorer.score(ROWS, PARTS.train)
+    assert (~np.isnan(scores)).sum() == 12
+    assert not np.isnan(scores[scorer.choose(scores, 6).kept]).any()
+    with pytest.raises(ConfigError, match="budget of 7 rows exceeds the 6"):
+        scorer.choose(scores, 7)
+
+
+def test_progress_runs_over_both_parts(lm):
+    told = []
+    build(lm, progress=lambda *p: told.append(p)).score(ROWS, PARTS.train)
+    assert told[-1] == (2 * len(ROWS), 2 * len(ROWS))
+    assert [p[0] for p in told] == sorted(p[0] for p in told)
+
+
+def test_unknown_preset_is_named(lm):
+    with pytest.raises(ConfigError, match="unknown preset 'best'; choose one of frugal, paper, reference"):
+        build(lm, preset="best").score(ROWS, PARTS.train)
