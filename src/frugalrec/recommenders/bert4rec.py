@@ -153,6 +153,10 @@ class BERT4Rec(AttentionRecommender):
 
     name: ClassVar[str] = "bert4rec"
 
+    batch_size: int = 32
+    """Windows an optimisation step sees; few, because only the masked positions of each teach."""
+    patience: int = 10
+    """Stop after this many evaluations without a better validation NDCG@10; the cloze task learns slowly."""
     mask_ratio: float = 0.2
     """Share of the items of a sequence that are masked in training."""
     last_share: float = 0.1
