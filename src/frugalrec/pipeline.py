@@ -8,7 +8,7 @@ from frugalrec.config import RunConfig
 from frugalrec.reporting import write
 from frugalrec.reporting.document import Report
 from frugalrec.runs import Observer, Run, storage_errors
-from frugalrec.stages import cheap, data, llm, results
+from frugalrec.stages import cheap, data, llm, results, selection
 
 
 def run_pipeline(
@@ -48,7 +48,7 @@ def run_pipeline(
         served = None
         if model is not None:
             # selection: a few training samples; tuning: LoRA with yes/no scoring on them
-            samples = llm.select_samples(run, config, prepared)
+            samples = selection.select_samples(run, config, prepared)
             tuned = llm.tune(run, config, prepared, first, samples, model)
 
             # allocation: which test users get the LLM; grounding: re-rank their candidates

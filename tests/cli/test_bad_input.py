@@ -109,6 +109,7 @@ def test_bad_data_is_refused_by_every_command_that_reads(case, command, tmp_path
         (("models", "get", "no-such-model"), "no-such-model"),
         (("report", "nowhere"), "nowhere"),
         (("recommend", "nowhere"), "nowhere"),
+        (("select", "nowhere"), "nowhere"),
     ],
 )
 def test_bad_options_are_refused_and_named(words, named, command, tmp_path, monkeypatch):
@@ -117,6 +118,28 @@ def test_bad_options_are_refused_and_named(words, named, command, tmp_path, monk
     assert code == 2
     assert named in err
     assert "Traceback" not in err
+
+
+def test_a_selection_that_cannot_be_made_leaves_no_files(command, tmp_path):
+    run = tmp_path / "r"
+    words = ("--llm", "none", "--model", "popularity", "--set", "data.members=40", "--out", run)
+    assert command("run", "film-club", *words)[0] == 0
+    small = ("--option", "options={epochs: 1, embedding_size: 8}")
+    cases = [
+        (("--scorer", "random", "--budget", "5000"), "budget of 5000"),
+        (("--scorer", "random", "--budget", "many"), "many"),
+        (("--scorer", "best"), "best"),
+        (("--scorer", "influence", "--option", "depth=3"), "depth"),
+        (("--scorer", "dealrec", "--preset", "finest"), "finest"),
+        (("--scorer", "ccs", "--option", "groups=900", *small), "groups=900"),
+        (("--scorer", "influence", "--option", "options={epochs: 0}"), "epochs"),
+    ]
+    for options, named in cases:
+        code, _, err = command("select", run, *options)
+        assert code == 2, (options, err)
+        assert named in err and "Traceback" not in err
+    left = [path for path in (run / "selections").rglob("*") if path.is_file()]
+    assert not left
 
 
 def test_an_error_level_leak_ends_with_exit_code_1_and_can_be_allowed(command, tmp_path):

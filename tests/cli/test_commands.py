@@ -95,6 +95,24 @@ def test_a_run_without_an_llm_then_report_and_recommend(command, club):
     assert [entry["user"] for entry in chosen] == [entry["user"] for entry in lists]
 
 
+def test_select_on_a_finished_run_leaves_a_table_and_the_run_as_it_was(command, club, tmp_path):
+    import polars as pl
+
+    command("run", club, "--llm", "none", "--model", "popularity", "--out", "r", "--json")
+    before = (tmp_path / "r" / "report.json").read_bytes()
+    small = ("--option", "options={epochs: 2, embedding_size: 8}")
+    words = ("select", "r", "--scorer", "influence", "--budget", "20%", *small)
+    facts = json.loads(command(*words, "--json"))
+    table = pl.read_parquet(tmp_path / facts["table"])
+    assert facts["kept"] == table["kept"].sum() == round(0.2 * facts["rows"]) == round(0.2 * table.height)
+    kept, dropped = table.filter("kept"), table.filter(~pl.col("kept"))
+    assert kept["score"].min() >= dropped["score"].max()
+    assert facts["deciles"][-2:] == [0.5, 0.5] or sum(facts["deciles"][-3:]) > 0.99
+    assert (tmp_path / "r" / "report.json").read_bytes() == before
+    assert "kept rows by decile" in command(*words)  # found finished
+    assert "kept 7 of" in command("select", "r", "--scorer", "random", "--budget", 7)
+
+
 def test_a_changed_option_reruns_only_what_depends_on_it(command, club):
     words = ("run", club, "--llm", "none", "--model", "popularity", "--model", "ease", "--out", "r", "--json")
     command(*words)

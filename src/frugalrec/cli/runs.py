@@ -1,4 +1,4 @@
-"""Commands that learn: run, train, recommend, evaluate, report."""
+"""Commands that learn: run, train, select, recommend, evaluate, report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="A YAML config
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    for command in (run, train, recommend, evaluate, report):
+    for command in (run, train, select, recommend, evaluate, report):
         app.command()(command)
 
 
@@ -133,6 +133,52 @@ def train(
         f"{model} fitted on {facts['interactions']:,} interactions in {facts['fit_s']:.1f} s, "
         f"saved in {out}; try: frugalrec recommend {out} --user {facts['example_user']}"
     )
+
+
+def select(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a finished run.")],
+    budget: Annotated[
+        str | None, typer.Option("--budget", help='Rows to keep, such as 1024 or "2%"; default: the run\'s.')
+    ] = None,
+    scorer: Annotated[
+        str,
+        typer.Option("--scorer", help="dealrec, influence, effort, el2n, ccs, random, longest or recent."),
+    ] = "dealrec",
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="Of dealrec: frugal, paper or reference.")
+    ] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--option", metavar="NAME=VALUE", help="An option of the scorer.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Choose training samples with another scorer, on the data of a finished run."""
+    import yaml
+
+    from frugalrec.cli.progress import StageBars
+    from frugalrec.stages.selection import select_from
+
+    given = {k: yaml.safe_load(v) for k, v in options.mapping(option, "--option").items()}
+    if preset is not None:
+        given["preset"] = preset
+    quiet = as_json and not sys.stderr.isatty()
+    with nullcontext() if quiet else StageBars() as bars:
+        facts = select_from(folder, scorer=scorer, budget=budget, options=given, observer=bars)
+    if as_json:
+        options.show_json(facts)
+        return
+    typer.echo(
+        f"{scorer} kept {facts['kept']:,} of {facts['rows']:,} rows "
+        f"({facts['undefined']:,} without a score); the table: {facts['table']}"
+    )
+    if "deciles" in facts:
+        shares = "  ".join(f"{100 * share:.0f} %" for share in facts["deciles"])
+        typer.echo(f"kept rows by decile of the score, lowest first: {shares}")
+    if "negative_influence_kept" in facts:
+        typer.echo(
+            f"rows with negative influence: {100 * facts['negative_influence_kept']:.0f} % of the kept, "
+            f"{100 * facts['negative_influence_all']:.0f} % of all"
+        )
 
 
 def recommend(

@@ -1,4 +1,4 @@
-"""The LLM's part: choose samples, tune on them, choose users, re-rank their candidates."""
+"""The LLM's part: tune on the chosen samples, choose users, re-rank their candidates."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from frugalrec import selection as scorers
 from frugalrec.allocation.policies import allocate
 from frugalrec.config import LLMConfig, RunConfig
 from frugalrec.data.dataset import Dataset
-from frugalrec.data.examples import Examples, examples
+from frugalrec.data.examples import Examples
 from frugalrec.data.splits import Fold
 from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.grounding.answers import AnswerCache
@@ -25,18 +24,16 @@ from frugalrec.llm import models
 from frugalrec.llm.prompts import RerankPrompt
 from frugalrec.rng import generator
 from frugalrec.runs import Run, Stage, file_hash
-from frugalrec.selection.diagnostics import describe
 from frugalrec.stages.artefacts import (
     load_arrays,
     load_json,
-    load_selection,
     save_arrays,
     save_json,
-    save_selection,
 )
 from frugalrec.stages.cheap import CheapArm, load_model
 from frugalrec.stages.data import Prepared
-from frugalrec.types import Adapter, Allocation, FloatArray, IntArray, Ranking, Selection
+from frugalrec.stages.selection import Samples
+from frugalrec.types import Adapter, Allocation, FloatArray, IntArray, Ranking
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
@@ -68,15 +65,6 @@ class OpenModel:
         from frugalrec.llm.local import LocalLM
 
         return LocalLM.load(self.config.model, adapter=adapter, dtype=self.config.dtype)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Samples:
-    """The training samples that were kept, and the candidates they were chosen from."""
-
-    stage: Stage
-    selection: Selection
-    candidates: Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,32 +100,6 @@ def open_model(config: RunConfig) -> OpenModel:
     model = OpenModel(config.llm)
     _ = model.key
     return model
-
-
-def select_samples(run: Run, config: RunConfig, data: Prepared) -> Samples:
-    """Choose the training samples for the LLM from the train fold."""
-    section = config.selection
-    candidates = examples(data.split.train, window=section.window, min_history=section.min_history)
-
-    def build(folder: Path, meter: Meter) -> None:
-        given = {
-            "seed": config.seed,
-            "valid": data.split.valid,
-            "llm": config.llm.model,
-            "progress": lambda done, total: run.observer.progressed("selection", done, total),
-        }
-        takes = scorers.scorer_class(section.scorer).takes
-        options = {name: value for name, value in given.items() if name in takes} | section.options
-        scorer = scorers.create(section.scorer, **options)
-        scores = scorer.score(candidates, data.split.train)
-        kept = scorer.choose(scores, section.budget, seed=config.seed)
-        save_selection(folder / "selection.npz", kept)
-        influence = getattr(scorer, "parts_", {}).get("influence")
-        save_json(folder / "diagnostics.json", describe(scores, kept.kept, influence=influence))
-
-    key = {"data": data.key, "selection": section.model_dump(), "seed": config.seed}
-    stage = run.stage("selection", key, build)
-    return Samples(stage=stage, selection=load_selection(stage.path / "selection.npz"), candidates=candidates)
 
 
 def tune(

@@ -1,0 +1,135 @@
+"""Which training samples the LLM is tuned on: inside a run, or once more on a finished one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import yaml
+
+from frugalrec import selection as scorers
+from frugalrec.config import RunConfig
+from frugalrec.data.dataset import Dataset
+from frugalrec.data.examples import Examples, examples
+from frugalrec.errors import ConfigError, StorageError
+from frugalrec.ledger import Meter
+from frugalrec.runs import Observer, Run, Stage
+from frugalrec.selection.diagnostics import describe
+from frugalrec.stages import data as data_stage
+from frugalrec.stages.artefacts import load_json, load_selection, save_json, save_selection
+from frugalrec.stages.data import Prepared
+from frugalrec.types import FloatArray, Selection
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """The training samples that were kept, and the candidates they were chosen from."""
+
+    stage: Stage
+    selection: Selection
+    candidates: Examples
+
+
+def select_samples(run: Run, config: RunConfig, data: Prepared, *, name: str = "selection") -> Samples:
+    """Choose the training samples for the LLM from the train fold, in the stage called `name`."""
+    section = config.selection
+    candidates = examples(data.split.train, window=section.window, min_history=section.min_history)
+
+    def build(folder: Path, meter: Meter) -> None:
+        scorer = _scorer(run, config, data, name)
+        scores = scorer.score(candidates, data.split.train)
+        kept = scorer.choose(scores, section.budget, seed=config.seed)
+        parts = getattr(scorer, "parts_", {})
+        save_selection(folder / "selection.npz", kept)
+        _table(candidates, data.dataset, kept, parts).write_parquet(folder / "selection.parquet")
+        save_json(folder / "diagnostics.json", describe(scores, kept.kept, influence=parts.get("influence")))
+
+    key = {"data": data.key, "selection": section.model_dump(), "seed": config.seed}
+    if "llm" in scorers.scorer_class(section.scorer).takes:
+        key["llm"] = config.llm.model
+    stage = run.stage(name, key, build)
+    return Samples(stage=stage, selection=load_selection(stage.path / "selection.npz"), candidates=candidates)
+
+
+def select_from(
+    folder: Path,
+    *,
+    scorer: str,
+    budget: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    observer: Observer | None = None,
+) -> dict[str, Any]:
+    """Choose samples again, from the data of a finished run, into `selections/<scorer>` of its folder.
+
+    Args:
+        folder: The run's folder; nothing else in it changes.
+        scorer: Name of the scorer.
+        budget: As in the configuration; default: the run's.
+        options: Options of the scorer.
+        observer: Is told of progress.
+
+    Returns:
+        The diagnostics, with the paths of the table and of the scores.
+
+    Raises:
+        StorageError: If the folder holds no finished run.
+    """
+    if not (folder / "report.json").is_file():
+        raise StorageError(f"{folder} holds no finished run; make one with frugalrec run.")
+    config = RunConfig.model_validate(yaml.safe_load(load_json(folder / "report.json")["config_yaml"]))
+    change = {"scorer": scorer, "options": dict(options or {})}
+    if budget is not None:
+        change["budget"] = budget
+    section = config.selection.model_copy(update=change)
+    config = config.model_copy(update={"selection": section})
+    with Run(folder, observer) as run:
+        prepared = data_stage.prepare(run, config)
+        n = len(examples(prepared.split.train, window=section.window, min_history=section.min_history))
+        wanted = None if budget is None else _rows_asked(budget)
+        if wanted is not None and wanted > n:
+            raise ConfigError(f"the budget of {wanted} rows exceeds the {n} candidate rows; lower --budget.")
+        samples = select_samples(run, config, prepared, name=f"selections/{scorer}")
+    about: dict[str, Any] = load_json(samples.stage.path / "diagnostics.json")
+    table = samples.stage.path / "selection.parquet"
+    return {"scorer": scorer, "seed": config.seed, **about, "table": str(table)}
+
+
+def _rows_asked(budget: str) -> int | None:
+    """Return the rows that a budget names, or None for a share."""
+    return int(budget) if budget.strip().isdigit() else None
+
+
+def _scorer(run: Run, config: RunConfig, data: Prepared, name: str) -> scorers.Scorer:
+    given = {
+        "seed": config.seed,
+        "valid": data.split.valid,
+        "llm": config.llm.model,
+        "progress": lambda done, total: run.observer.progressed(name, done, total),
+    }
+    takes = scorers.scorer_class(config.selection.scorer).takes
+    options = {key: value for key, value in given.items() if key in takes} | config.selection.options
+    return scorers.create(config.selection.scorer, **options)
+
+
+def _table(
+    candidates: Examples, dataset: Dataset, selection: Selection, parts: Mapping[str, FloatArray]
+) -> pl.DataFrame:
+    """Return one line per candidate row: who, what, the score and its parts, and whether it was kept."""
+    kept = np.zeros(len(candidates), dtype=bool)
+    kept[selection.kept] = True
+    return pl.DataFrame(
+        {
+            "row": np.arange(len(candidates)),
+            "user": dataset.user_ids[candidates.users],
+            "history": np.diff(candidates.indptr),
+            "target": dataset.item_ids[candidates.targets],
+            "title": [dataset.titles[item] for item in candidates.targets],
+            **parts,
+            "score": selection.scores,
+            "kept": kept,
+        }
+    )
