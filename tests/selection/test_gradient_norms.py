@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +14,8 @@ import transformers
 from frugalrec.errors import ConfigError, ModelError
 from frugalrec.llm.loading import quiet_peft
 from frugalrec.llm.scoring import Query
-from frugalrec.selection.gradient_norms import GradientNorms, gradient_norms, squared_norms
+from frugalrec.selection.gradient_norms import GradientNorms, gradient_norms
+from frugalrec.selection.lora_sites import squared_norms
 
 SIZES = ((9, 3), (17, 5), (5, 1), (26, 8), (12, 12), (6, 2))
 """Tokens and answer tokens of the samples."""
@@ -152,7 +155,7 @@ def test_norms_of_all_lora_matrices_equal_a_loop_over_samples(kind, reduction):
         ("llama", "lora_A"),
         ("gpt2", r"h\.1\.attn\.c_attn\.lora_B"),
         ("t5", r"encoder.*\.v\.lora_A"),
-        ("t5", r"decoder\.block\.1\.layer\.1\.EncDecAttention"),
+        ("t5", r"decoder\.block\.1\.layer\.1\.EncDecAttention.*lora_"),
     ],
 )
 def test_norms_of_some_matrices_equal_a_loop(kind, parameters):
@@ -160,6 +163,8 @@ def test_norms_of_some_matrices_equal_a_loop(kind, parameters):
 
     model, queries = network(kind), samples(seq2seq=kind == "t5")
     norms = gradient_norms(model, queries, parameters=parameters)
+    with GradientNorms(model, parameters=parameters) as compute:
+        assert compute.closed_form
     np.testing.assert_allclose(norms, loop(model, queries, re.compile(parameters).search), rtol=1e-4)
 
 
@@ -222,7 +227,7 @@ def test_nothing_is_recorded_below_the_lowest_chosen_layer():
         for name, module in model.named_modules()
         if name.endswith(("q_proj", "v_proj", "down_proj"))
     ]
-    gradient_norms(model, queries, parameters=r"layers\.1\.self_attn\.v_proj")
+    gradient_norms(model, queries, parameters=r"layers\.1\.self_attn\.v_proj\.lora_")
     for handle in handles:
         handle.remove()
     recorded = {name for name, (_, output) in seen.items() if output}
@@ -306,3 +311,78 @@ def test_both_forms_of_the_squared_norm(b, t, m, n, seed):
     expected = [sum(np.outer(left[i, s], right[i, s]) for s in range(t)) for i in range(b)]
     found = squared_norms(torch.from_numpy(left), torch.from_numpy(right))
     np.testing.assert_allclose(found, [(g**2).sum() for g in expected], rtol=1e-8, atol=1e-10)
+
+
+def opening(queries, length=10):
+    """Let all samples begin with the same tokens."""
+    start = tuple(range(20, 20 + length))
+    return [
+        replace(
+            query,
+            tokens=start + query.tokens,
+            positions=tuple(length + position for position in query.positions),
+        )
+        for query in queries
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "shares"),
+    [
+        ("llama", r"layers\.2\.self_attn\.v_proj\.lora_B", True),
+        ("llama", r"layers\.[12]\..*(q_proj|down_proj)\.lora_", True),
+        ("gpt2", r"h\.1\..*lora_", True),
+        ("llama", r"layers\.[02]\.self_attn\.v_proj\.lora", False),
+        ("gpt2", r"lora_", False),
+    ],
+)
+def test_sharing_what_all_samples_begin_with_changes_no_norm(kind, parameters, shares):
+    import re
+
+    model, queries = network(kind), opening(samples())
+    expected = loop(model, queries, re.compile(parameters).search)
+    with GradientNorms(model, parameters=parameters) as norms:
+        shared = norms.share(queries)
+        found = norms(queries)
+    assert shared == (10 if shares else 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    whole = gradient_norms(model, queries, parameters=parameters, max_batch_tokens=50)
+    np.testing.assert_allclose(whole, expected, rtol=1e-4)
+    assert "forward" not in vars(
+        model.get_submodule("model.layers.0" if kind == "llama" else "transformer.h.0")
+    )
+
+
+def test_the_lower_layers_read_a_shared_prefix_once():
+    model, queries = network("llama"), opening(samples())
+    widths = {0: [], 2: []}
+    for number, seen in widths.items():
+        layer = model.model.layers[number].self_attn.q_proj
+        layer.register_forward_hook(lambda m, inputs, o, seen=seen: seen.append(inputs[0].shape[1]))
+    with GradientNorms(model, parameters=r"layers\.2\..*lora_") as norms:
+        assert norms.share(queries) == 10
+        for seen in widths.values():
+            seen.clear()
+        norms(queries)
+    longest = max(len(query.tokens) for query in queries)
+    assert widths == {0: [longest - 10], 2: [longest]}
+
+
+def test_short_prefixes_and_single_samples_are_not_shared():
+    model, queries = network("llama"), opening(samples(), length=5)
+    with GradientNorms(model, parameters=r"layers\.2\..*lora_") as norms:
+        assert norms.share(queries) == 0
+        assert norms.share(opening(samples())[:1]) == 0
+
+
+def test_a_network_that_shares_wrongly_is_found_out(monkeypatch):
+    from frugalrec.selection import shared_prefix
+
+    forward = shared_prefix.SharedPrefix.forward
+    monkeypatch.setattr(
+        shared_prefix.SharedPrefix, "forward", lambda self, inputs: 1.1 * forward(self, inputs)
+    )
+    model, queries = network("llama"), opening(samples())
+    with GradientNorms(model, parameters=r"layers\.2\..*lora_") as norms:
+        assert norms.share(queries) == 0
+        assert norms(queries).shape == (len(queries),)

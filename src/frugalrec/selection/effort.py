@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sqlite3
 import warnings
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,11 +21,12 @@ import numpy as np
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
-from frugalrec.errors import ConfigError, ModelError, StorageError, require
+from frugalrec.errors import ConfigError, ModelError, require
 from frugalrec.ledger import Usage, measure
 from frugalrec.rng import derive_seed, generator
-from frugalrec.runs import key_hash, storage_errors
+from frugalrec.runs import key_hash
 from frugalrec.selection.base import Scorer
+from frugalrec.selection.batch_store import stored
 from frugalrec.selection.next_title import NextTitlePrompt, fitted
 from frugalrec.types import FloatArray
 
@@ -100,7 +100,8 @@ class Effort(Scorer):
         self.cache = cache
         self.progress = progress
         self.usage_ = Usage()
-        """What the last call spent; tokens of rows that the cache knew are `tokens_cached`."""
+        """What the last call spent; `tokens_cached` counts those of rows that the cache knew, and of the
+        prompts' common opening where it is computed once (`shared_prefix`)."""
 
     def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:
         require("peft", "llm")
@@ -148,29 +149,30 @@ class Effort(Scorer):
 
     def _norms(self, lm: LocalLM, queries: Sequence[Query]) -> tuple[FloatArray, Usage]:
         """Return the norms, NaN where they are not finite, and the tokens they took."""
-        import torch
-
         from frugalrec.selection.gradient_norms import GradientNorms, plan
 
         norms = np.full(len(queries), np.nan, dtype=np.float32)
         lengths = np.array([len(query.tokens) + len(query.decoder) for query in queries])
-        batches = plan(lm.network, queries, self.max_batch_tokens)
         usage, done = Usage(), 0
-        with with_lora(lm, self.rank, self.alpha, self.targets, self.seed) as network:
+        with (
+            ExitStack() as stack,
+            with_lora(lm, self.rank, self.alpha, self.targets, self.seed) as network,
+        ):
             pattern = _reference(network) if self.parameters == "reference" else self.parameters
-            key = self._key(lm, network, pattern, queries, batches)
-            options = {"parameters": pattern, "reduction": self.reduction, "pad": lm.pad_id}
-            with self._finished(key) as finished, GradientNorms(network, **options) as compute:
+            norms_of = GradientNorms(network, parameters=pattern, reduction=self.reduction, pad=lm.pad_id)
+            with norms_of as compute, _out_of_memory(lm, self.max_batch_tokens):
+                shared = compute.share(queries)
+                batches = plan(network, queries, self.max_batch_tokens, shared=shared)
+                finished = stack.enter_context(
+                    self._finished(self._key(lm, network, pattern, queries, batches))
+                )
                 for number, batch in enumerate(batches):
                     tokens = int(lengths[batch].sum())
-                    if number in finished:
-                        usage += Usage(tokens_cached=tokens)
-                    else:
-                        try:
-                            finished[number] = compute([queries[b] for b in batch])
-                        except torch.OutOfMemoryError as error:
-                            raise _out_of_memory(lm, self.max_batch_tokens) from error
-                        usage += Usage(tokens_in=tokens, llm_calls=len(batch))
+                    spared = tokens if number in finished else shared * len(batch)
+                    if number not in finished:
+                        finished[number] = compute([queries[b] for b in batch])
+                        usage += Usage(tokens_in=tokens - spared, llm_calls=len(batch))
+                    usage += Usage(tokens_cached=spared)
                     norms[batch] = finished[number]
                     done += len(batch)
                     if self.progress is not None:
@@ -205,7 +207,7 @@ class Effort(Scorer):
         """Return a context with the finished batches by number, on disk where there is a cache."""
         if self.cache is None:
             return nullcontext(dict[int, FloatArray]())
-        return _stored(self.cache / f"effort-{key[:16]}.sqlite")
+        return stored(self.cache / f"effort-{key[:16]}.sqlite")
 
 
 @contextmanager
@@ -254,55 +256,14 @@ def _reference(network: Any) -> str:
     return rf"layers\.{last}\.self_attn\.v_proj\.lora_B"
 
 
-def _out_of_memory(lm: LocalLM, max_batch_tokens: int) -> ModelError:
-    return ModelError(
-        f"{lm.model} ran out of memory on {lm.device} with batches of {max_batch_tokens} tokens; "
-        "give a smaller max_batch_tokens."
-    )
-
-
-class _Batches(MutableMapping[int, FloatArray]):
-    """Finished batches in an SQLite file; each is written whole or not at all."""
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self.connection = connection
-        with connection:
-            connection.execute("CREATE TABLE IF NOT EXISTS batches (number INTEGER PRIMARY KEY, norms BLOB)")
-
-    def __getitem__(self, number: int) -> FloatArray:
-        row = self.connection.execute("SELECT norms FROM batches WHERE number = ?", (number,)).fetchone()
-        if row is None:
-            raise KeyError(number)
-        return np.frombuffer(row[0], dtype="<f4")
-
-    def __setitem__(self, number: int, norms: FloatArray) -> None:
-        with self.connection:
-            row = (number, norms.astype("<f4").tobytes())
-            self.connection.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", row)
-
-    def __delitem__(self, number: int) -> None:
-        with self.connection:
-            self.connection.execute("DELETE FROM batches WHERE number = ?", (number,))
-
-    def __iter__(self) -> Iterator[int]:
-        return (row[0] for row in self.connection.execute("SELECT number FROM batches ORDER BY number"))
-
-    def __len__(self) -> int:
-        return int(self.connection.execute("SELECT count(*) FROM batches").fetchone()[0])
-
-
 @contextmanager
-def _stored(path: Path) -> Iterator[_Batches]:
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+def _out_of_memory(lm: LocalLM, max_batch_tokens: int) -> Iterator[None]:
+    import torch
+
     try:
-        connection = sqlite3.connect(path)
-        try:
-            yield _Batches(connection)
-        finally:
-            connection.close()
-    except sqlite3.DatabaseError as error:
-        raise StorageError(
-            f"the cache {path} cannot be used: {error}. Free the disk if it is full, or delete the file; "
-            "its batches will be computed again."
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{lm.model} ran out of memory on {lm.device} with batches of {max_batch_tokens} tokens; "
+            "give a smaller max_batch_tokens."
         ) from error

@@ -7,88 +7,30 @@ respect to that output, one row a token, the sample's own gradients are
 
 Samples do not see each other, so one backward pass of the sum of the losses leaves each sample's
 deltas in its own rows. Hooks turn them into norms on the spot: no gradient is kept, and none is
-computed below the lowest layer with a chosen matrix. A LoRA layer whose B is zero (before tuning)
-adds nothing and is left out of the computation. Known as ghost norms (Goodfellow, arXiv 1510.01799).
+computed below the lowest layer with a chosen matrix (`shared_prefix` saves more there). A LoRA layer
+whose B is zero (before tuning) adds nothing and is left out of the computation. The idea of norms
+without gradients is Goodfellow's (arXiv 1510.01799).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from peft.tuners.lora import LoraLayer
 
-from frugalrec.errors import ConfigError, ModelError
+from frugalrec.errors import ConfigError
 from frugalrec.llm.batching import token_batches
+from frugalrec.llm.prefix import common_prefix
 from frugalrec.llm.scoring import LOGITS_PER_TOKEN, Query, gathered_logits
+from frugalrec.selection.lora_sites import by_module, capture, chosen_parameters, find_sites, idle_layers
+from frugalrec.selection.shared_prefix import MIN_TOKENS, SharedPrefix, lowest_layer
 from frugalrec.types import FloatArray
 
 Reduction = Literal["mean", "sum"]
-
-
-@dataclass
-class _Call:
-    """One use of a layer in a forward pass."""
-
-    inputs: torch.Tensor
-    """The layer's input x, or A x where x itself is not needed."""
-    delta: torch.Tensor | None = None
-
-
-@dataclass
-class _Site:
-    """One LoRA layer with chosen matrices of one adapter."""
-
-    name: str
-    module: Any
-    adapter: str
-    wants_a: bool = False
-    wants_b: bool = False
-    calls: list[_Call] = field(default_factory=list)
-
-    @property
-    def a(self) -> torch.Tensor:
-        return self.module.lora_A[self.adapter].weight.float()  # type: ignore[no-any-return]
-
-    @property
-    def b(self) -> torch.Tensor:
-        return self.module.lora_B[self.adapter].weight.float()  # type: ignore[no-any-return]
-
-    def squares(self) -> torch.Tensor:
-        """Return the squared gradient norms, (batch,) float64, and forget the calls."""
-        used = [call for call in self.calls if call.delta is not None]
-        self.calls = []
-        delta = torch.cat([call.delta for call in used if call.delta is not None], dim=1)
-        inputs = torch.cat([call.inputs for call in used], dim=1)
-        total = torch.zeros(delta.shape[0], dtype=torch.float64, device=delta.device)
-        if self.wants_b:
-            total += squared_norms(delta, inputs @ self.a.T if self.wants_a else inputs)
-        if self.wants_a:
-            total += squared_norms(delta @ self.b, inputs)
-        squares: torch.Tensor = total * float(self.module.scaling[self.adapter]) ** 2
-        return squares
-
-
-def squared_norms(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return the squared Frobenius norm of ``sum_t left_t right_t^T`` of each sample, (b,) float64.
-
-    The matrix itself is formed, or the two (t, t) Gram matrices are, whichever costs less.
-
-    Args:
-        left: (b, t, m).
-        right: (b, t, n).
-    """
-    (_, t, m), n = left.shape, right.shape[2]
-    if m * n <= t * (m + n):
-        return torch.bmm(left.transpose(1, 2), right).double().square().sum(dim=(1, 2))
-    grams = torch.bmm(left, left.transpose(1, 2)).double() * torch.bmm(right, right.transpose(1, 2)).double()
-    return grams.sum(dim=(1, 2)).clamp_min(0)
 
 
 class GradientNorms:
@@ -128,14 +70,15 @@ class GradientNorms:
         """
         if self.reduction not in ("mean", "sum"):
             raise ConfigError(f"unknown reduction {self.reduction!r}; choose mean or sum.")
-        chosen = _chosen(self.network, self.parameters)
-        self._sites, rest = _sites(self.network, chosen)
+        chosen = chosen_parameters(self.network, self.parameters)
+        self._sites, rest = find_sites(self.network, chosen)
         self._alone = list(chosen.values()) if rest else []
+        self._prefix: SharedPrefix | None = None
         self._stack = ExitStack()
         with ExitStack() as stack:
             stack.enter_context(_frozen(self.network, self._alone))
             if not rest:
-                for layer in _idle_layers(self.network):
+                for layer in idle_layers(self.network):
                     layer.enable_adapters(False)
                     stack.callback(layer.enable_adapters, True)
             self._stack = stack.pop_all()
@@ -144,6 +87,34 @@ class GradientNorms:
     def __exit__(self, *error: object) -> None:
         """Restore modes, flags and adapters."""
         self._stack.close()
+
+    def share(self, samples: Sequence[Query]) -> int:
+        """Compute what all these samples begin with only once, where that is exact and worth it.
+
+        Args:
+            samples: All samples that this object will be called with from now on.
+
+        Returns:
+            How many tokens are shared below the lowest chosen layer; 0 where none are.
+        """
+        self._prefix = None
+        layers, lowest = lowest_layer(self.network, [site.name for site in self._sites])
+        if self._alone or lowest == 0 or len(samples) < 2:
+            return 0
+        # The answers' first tokens are read at positions of the rest.
+        length = min(common_prefix([s.tokens for s in samples]), *(s.positions[0] for s in samples))
+        if length < MIN_TOKENS:
+            return 0
+        pair = sorted(samples, key=lambda sample: len(sample.tokens))[:2]
+        whole = self(pair)
+        self._prefix = SharedPrefix(self.network, layers, lowest, samples[0].tokens[:length])
+        try:  # networks whose layers ignore a cache or a position are found out here
+            same = np.allclose(self(pair), whole, rtol=1e-3 if self.network.dtype == torch.float32 else 0.05)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+            same = False
+        if not same:
+            self._prefix = None
+        return length if same else 0
 
     @property
     def closed_form(self) -> bool:
@@ -163,9 +134,11 @@ class GradientNorms:
     def _batch(self, samples: Sequence[Query]) -> torch.Tensor:
         total = torch.zeros(len(samples), dtype=torch.float64, device=self.network.device)
         starts: list[torch.Tensor] = []
+        for site in self._sites:
+            site.calls = []
         with ExitStack() as hooks:
-            for module, sites in _by_module(self._sites).items():
-                hook = partial(_capture, sites, len(samples), starts, total)
+            for module, sites in by_module(self._sites).items():
+                hook = partial(capture, sites, len(samples), starts, total)
                 hooks.callback(module.register_forward_hook(hook).remove)
             loss = self._loss(samples)
         if starts:
@@ -173,7 +146,6 @@ class GradientNorms:
         for site in self._sites:
             if any(call.delta is not None for call in site.calls):  # one of its uses had no effect
                 total += site.squares().to(total.device)
-            site.calls = []
         return total
 
     def _loop(self, samples: Sequence[Query]) -> torch.Tensor:
@@ -190,7 +162,12 @@ class GradientNorms:
         columns = [position for sample in samples for position in sample.positions]
         targets = torch.from_numpy(np.concatenate([sample.targets[:, 0] for sample in samples])).to(device)
         with gathered_logits(self.network, rows, columns):
-            logits = self.network(**self._inputs(samples), use_cache=False).logits[0]
+            inputs = self._inputs(samples)
+            logits = (
+                self.network(**inputs, use_cache=False).logits
+                if self._prefix is None
+                else self._prefix.forward(inputs)
+            )[0]
         losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
         if self.reduction == "sum":
             return losses.sum()
@@ -226,79 +203,29 @@ def gradient_norms(
     """
     norms = np.full(len(samples), np.nan, dtype=np.float32)
     with GradientNorms(network, parameters=parameters, reduction=reduction, pad=pad) as compute:
-        for batch in plan(network, samples, max_batch_tokens):
+        shared = compute.share(samples)
+        for batch in plan(network, samples, max_batch_tokens, shared=shared):
             norms[batch] = compute([samples[b] for b in batch])
     return norms
 
 
-def plan(network: Any, samples: Sequence[Query], max_batch_tokens: int) -> list[list[int]]:
-    """Return batches of positions: samples of similar length, within a budget of padded tokens."""
+def plan(
+    network: Any, samples: Sequence[Query], max_batch_tokens: int, *, shared: int = 0
+) -> list[list[int]]:
+    """Return batches of positions: samples of similar length, within a budget of padded tokens.
+
+    Args:
+        network: The network, for the size of its vocabulary.
+        samples: The samples.
+        max_batch_tokens: The budget; logits count too.
+        shared: Tokens at the start of each sample that are computed only once.
+    """
     vocabulary = network.get_output_embeddings().weight.shape[0]
     weights = []
     for sample in samples:
         logits = -(-len(sample.positions) * vocabulary // LOGITS_PER_TOKEN)
-        weights.append(max(len(sample.tokens) + len(sample.decoder), logits))
+        weights.append(max(len(sample.tokens) - shared + len(sample.decoder), logits))
     return token_batches(weights, max_batch_tokens)
-
-
-def _chosen(network: Any, pattern: str) -> dict[str, torch.Tensor]:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"parameters={pattern!r} is not a regular expression: {error}.") from None
-    named = dict(network.named_parameters())
-    chosen = {name: parameter for name, parameter in named.items() if compiled.search(name)}
-    if not chosen:
-        lora = [name for name in named if "lora_" in name]
-        hint = f"try lora_, or a part of {lora[-1]!r}" if lora else "the network has no LoRA layers; add some"
-        raise ConfigError(f"parameters={pattern!r} matches none of the network's parameters; {hint}.")
-    return chosen
-
-
-def _sites(network: Any, chosen: dict[str, torch.Tensor]) -> tuple[list[_Site], list[str]]:
-    """Return the plain LoRA layers with chosen matrices, and the chosen parameters elsewhere."""
-    rest = {id(parameter): name for name, parameter in chosen.items()}
-    sites = []
-    for name, module in network.named_modules():
-        if not isinstance(module, LoraLayer):
-            continue
-        if module.merged:
-            raise ModelError(f"the LoRA layer {name} is merged into its base weights; unmerge it first.")
-        for adapter in module.active_adapters:
-            if not _is_plain(module, adapter):
-                continue
-            wants_a = rest.pop(id(module.lora_A[adapter].weight), None) is not None
-            wants_b = rest.pop(id(module.lora_B[adapter].weight), None) is not None
-            # Where B is zero, so is the gradient of A.
-            wants_a = wants_a and bool(module.lora_B[adapter].weight.any())
-            if wants_a or wants_b:
-                sites.append(_Site(name, module, adapter, wants_a, wants_b))
-    return sites, list(rest.values())
-
-
-def _is_plain(module: Any, adapter: str) -> bool:
-    """Return whether an adapter of a layer is two matrices between a linear layer's input and output."""
-    return (
-        adapter in module.lora_A
-        and adapter not in module.lora_variant
-        and isinstance(module.lora_A[adapter], torch.nn.Linear)
-        and isinstance(module.lora_B[adapter], torch.nn.Linear)
-        and module.lora_B[adapter].bias is None
-    )
-
-
-def _idle_layers(network: Any) -> list[Any]:
-    """Return the LoRA layers that add nothing: all their matrices B are zero."""
-    layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
-    return [
-        layer
-        for layer in layers
-        if not layer.disable_adapters
-        and all(
-            _is_plain(layer, name) and not bool(layer.lora_B[name].weight.any())
-            for name in layer.active_adapters
-        )
-    ]
 
 
 @contextmanager
@@ -318,53 +245,6 @@ def _frozen(network: Any, trained: Sequence[torch.Tensor]) -> Iterator[None]:
             module.training = training
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-
-
-def _by_module(sites: Sequence[_Site]) -> dict[Any, list[_Site]]:
-    found: dict[Any, list[_Site]] = {}
-    for site in sites:
-        found.setdefault(site.module, []).append(site)
-    return found
-
-
-def _capture(
-    sites: Sequence[_Site],
-    batch: int,
-    starts: list[torch.Tensor],
-    total: torch.Tensor,
-    module: Any,
-    inputs: tuple[torch.Tensor, ...],
-    output: torch.Tensor,
-) -> torch.Tensor:
-    """Note a layer's input, and let its output's gradient report back; a forward hook."""
-    if not output.requires_grad:  # nothing below is tuned: the graph begins here
-        starts.append(output.detach().requires_grad_())
-        output = starts[-1].clone()  # networks may change an output in place, but not a leaf
-    with torch.no_grad():
-        x = _grid(inputs[0], batch, sites[0].name).float()
-        for site in sites:
-            call = _Call(x if site.wants_a else x @ site.a.T)
-            site.calls.append(call)
-            output.register_hook(partial(_arrived, site, call, batch, total))
-    return output
-
-
-def _arrived(site: _Site, call: _Call, batch: int, total: torch.Tensor, delta: torch.Tensor) -> None:
-    """Note an output's gradient; with the last one of a layer, its norm is complete."""
-    with torch.no_grad():
-        call.delta = _grid(delta, batch, site.name).float()
-        if all(other.delta is not None for other in site.calls):
-            total += site.squares().to(total.device)
-
-
-def _grid(tensor: torch.Tensor, batch: int, name: str) -> torch.Tensor:
-    """Return a layer's input or gradient as (batch, tokens, width)."""
-    if batch > 1 and (tensor.ndim < 3 or tensor.shape[0] != batch):
-        raise ModelError(
-            f"the layer {name} sees the tokens of all samples in one heap, {tuple(tensor.shape)}. Leave it "
-            "out of the LoRA targets, or give max_batch_tokens=1 (one sample a pass)."
-        )
-    return tensor.reshape(batch, -1, tensor.shape[-1])
 
 
 def _padded(sequences: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
