@@ -193,8 +193,9 @@ def test_every_loss_learns_the_ring(loss) -> None:
     data = cycle_dataset(noise=0.0, length=8)
     model = DCRec(
         embedding_size=16,
+        layers=1,
         dropout=0.1,
-        epochs=20,
+        epochs=15,
         batch_size=16,
         learning_rate=0.01,
         neighbours=4,
