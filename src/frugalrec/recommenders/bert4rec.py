@@ -6,7 +6,7 @@ Training hides some items of a sequence and asks for them (the cloze task of Sun
 - The normalisation stands before attention and feed-forward layers, which trains stably without warm-up,
   the feed-forward layers have the width of the embeddings and use ReLU, and scores have no bias per item,
   so that they are a product of state and embedding as in every other network here.
-- Positions count from the end, as recency does, and so does not the amount of padding.
+- Positions count from the end: they tell how recent an item is, and padding cannot shift them.
 - Masks are drawn afresh in every epoch instead of ten times beforehand.
 - Which sequences hide their last item only, the situation of recommending, is drawn by chance
   (`last_share`) instead of one extra copy of every sequence.
@@ -60,7 +60,8 @@ class BERT4RecNetwork(SequenceNetwork):
 
     def encode(self, embedded: Tensor) -> Tensor:
         """Return hidden states, (batch, length, width), of rows without padding."""
-        return self.encode_rows(embedded, torch.full(embedded.shape[:1], embedded.shape[1]))
+        whole = torch.full(embedded.shape[:1], embedded.shape[1], device=embedded.device)
+        return self.encode_rows(embedded, whole)
 
     def encode_rows(self, embedded: Tensor, lengths: Tensor) -> Tensor:
         """Return hidden states, (batch, length, width), of rows padded at the end.
