@@ -148,7 +148,7 @@ def loop(
         norms.append(
             [
                 float(
-                    torch.cat([g.float().flatten() for name, g in gradients.items() if choice(name)]).norm()
+                    torch.cat([g.double().flatten() for name, g in gradients.items() if choice(name)]).norm()
                 )
                 for choice in chosen
             ]

@@ -144,6 +144,15 @@ def test_usage_and_progress(lm):
     assert scorer.usage_.wall_s > 0 and scorer.usage_.cpu_s > 0
 
 
+def test_the_opening_of_all_prompts_is_computed_once_where_that_is_exact(lm):
+    shared = Effort(model=lm, prompt=PROMPT, parameters="reference")
+    shared.score(ROWS, DATA)
+    opening = len(lm.encode([PROMPT.opening])[0])
+    tokens = sum(len(query(lm, row).tokens) for row in range(len(ROWS)))
+    assert shared.usage_.tokens_cached >= opening * len(ROWS)
+    assert shared.usage_.tokens_in + shared.usage_.tokens_cached == tokens
+
+
 def query(lm, row, max_tokens=512):
     titles = [DATA.titles[item] for item in ROWS.history(row)]
     return fitted(lm, PROMPT, titles, DATA.titles[ROWS.targets[row]], max_tokens)

@@ -363,9 +363,10 @@ def test_the_lower_layers_read_a_shared_prefix_once():
         assert norms.share(queries) == 10
         for seen in widths.values():
             seen.clear()
-        norms(queries)
-    longest = max(len(query.tokens) for query in queries)
-    assert widths == {0: [longest - 10], 2: [longest]}
+        norms(queries[:3])
+        norms(queries[3:])
+    longest = [max(len(query.tokens) for query in part) for part in (queries[:3], queries[3:])]
+    assert widths == {0: [10, longest[0] - 10, longest[1] - 10], 2: longest}
 
 
 def test_short_prefixes_and_single_samples_are_not_shared():
@@ -373,6 +374,14 @@ def test_short_prefixes_and_single_samples_are_not_shared():
     with GradientNorms(model, parameters=r"layers\.2\..*lora_") as norms:
         assert norms.share(queries) == 0
         assert norms.share(opening(samples())[:1]) == 0
+
+
+def test_texts_beyond_a_sliding_window_are_not_shared():
+    model, queries = network("llama"), opening(samples())
+    model.config.sliding_window = 30
+    with GradientNorms(model, parameters=r"layers\.2\..*lora_") as norms:
+        assert norms.share(queries) == 0
+        assert norms.share([query for query in queries if len(query.tokens) <= 30]) == 10
 
 
 def test_a_network_that_shares_wrongly_is_found_out(monkeypatch):

@@ -27,7 +27,7 @@ from frugalrec.llm.batching import token_batches
 from frugalrec.llm.prefix import common_prefix
 from frugalrec.llm.scoring import LOGITS_PER_TOKEN, Query, gathered_logits
 from frugalrec.selection.lora_sites import by_module, capture, chosen_parameters, find_sites, idle_layers
-from frugalrec.selection.shared_prefix import MIN_TOKENS, SharedPrefix, lowest_layer
+from frugalrec.selection.shared_prefix import MIN_TOKENS, SharedPrefix, attention_window, lowest_layer
 from frugalrec.types import FloatArray
 
 Reduction = Literal["mean", "sum"]
@@ -103,18 +103,26 @@ class GradientNorms:
             return 0
         # The answers' first tokens are read at positions of the rest.
         length = min(common_prefix([s.tokens for s in samples]), *(s.positions[0] for s in samples))
-        if length < MIN_TOKENS:
+        if length < MIN_TOKENS or max(len(s.tokens) for s in samples) > attention_window(self.network):
             return 0
-        pair = sorted(samples, key=lambda sample: len(sample.tokens))[:2]
-        whole = self(pair)
+        if not self._shares_exactly(layers, lowest, samples[0].tokens):
+            return 0
         self._prefix = SharedPrefix(self.network, layers, lowest, samples[0].tokens[:length])
-        try:  # networks whose layers ignore a cache or a position are found out here
-            same = np.allclose(self(pair), whole, rtol=1e-3 if self.network.dtype == torch.float32 else 0.05)
+        return length
+
+    def _shares_exactly(self, layers: Any, lowest: int, tokens: tuple[int, ...]) -> bool:
+        """Try two short texts: networks whose layers ignore a cache or a position are found out here."""
+        head, target = tokens[: MIN_TOKENS // 2], np.array([[tokens[-1]]], dtype=np.int64)
+        texts = [head + tokens[-7:-1], head + tokens[-5:-1]]
+        pair = [Query(tokens=text, positions=(len(text) - 1,), targets=target) for text in texts]
+        whole = self(pair)
+        self._prefix = SharedPrefix(self.network, layers, lowest, head)
+        try:
+            return np.allclose(self(pair), whole, rtol=1e-3 if self.network.dtype == torch.float32 else 0.05)
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-            same = False
-        if not same:
+            return False
+        finally:
             self._prefix = None
-        return length if same else 0
 
     @property
     def closed_form(self) -> bool:
