@@ -158,6 +158,14 @@ def query(lm, row, max_tokens=512):
     return fitted(lm, PROMPT, titles, DATA.titles[ROWS.targets[row]], max_tokens)
 
 
+def test_options_as_a_configuration_file_gives_them(lm, tmp_path):
+    expected = Effort(model=lm, prompt=PROMPT).score(ROWS, DATA)
+    fields = {"noun": "film", "window": 5}
+    scorer = Effort(llm=lm, prompt=fields, cache=str(tmp_path / "cache"))
+    assert np.array_equal(scorer.score(ROWS, DATA), expected)
+    assert np.array_equal(Effort(model=lm, llm="not/used", prompt=fields).score(ROWS, DATA), expected)
+
+
 class Killed(Exception):
     pass
 
@@ -270,6 +278,7 @@ def test_an_empty_history_and_an_untitled_item(lm):
         ({"rank": 0}, ConfigError, "rank must be at least 1, not 0"),
         ({"pool": 0}, ConfigError, "pool must be at least 1"),
         ({"max_batch_tokens": 0}, ConfigError, "max_batch_tokens"),
+        ({"prompt": {"nouns": "film"}}, ConfigError, "no such field.*nouns"),
         ({"reduction": "max"}, ConfigError, "choose mean or sum"),
         ({"parameters": "adapter"}, ConfigError, "matches none"),
         ({"targets": ["no_such_layer"]}, ModelError, "no layer for LoRA targets.*Give targets"),

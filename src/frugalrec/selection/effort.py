@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -45,12 +45,14 @@ class Effort(Scorer):
     """
 
     name: ClassVar[str] = "effort"
+    takes: ClassVar[frozenset[str]] = frozenset({"seed", "progress", "llm"})
 
     def __init__(
         self,
         *,
-        model: LocalLM | str | Path = "smollm2-135m",
-        prompt: NextTitlePrompt | None = None,
+        model: LocalLM | str | Path | None = None,
+        llm: LocalLM | str | Path = "smollm2-135m",
+        prompt: NextTitlePrompt | Mapping[str, Any] | None = None,
         max_tokens: int = 512,
         rank: int = 8,
         alpha: int = 16,
@@ -60,15 +62,17 @@ class Effort(Scorer):
         pool: int | None = None,
         seed: int = 0,
         max_batch_tokens: int = 1024,
-        cache: Path | None = None,
+        cache: Path | str | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Store the options.
 
         Args:
-            model: A loaded model, or what `LocalLM.load` takes. A model with an adapter is scored at
-                that adapter; any other gets fresh LoRA matrices (B = 0), which are removed again.
-            prompt: How a row becomes text; default: `NextTitlePrompt()`.
+            model: Another model in place of `llm`: a smaller one costs less.
+            llm: The model that will be tuned: a loaded one, or what `LocalLM.load` takes. With an
+                adapter, it is scored at that adapter; else it gets fresh LoRA matrices (B = 0), which
+                are removed again.
+            prompt: How a row becomes text, or the fields of a `NextTitlePrompt`; default: its defaults.
             max_tokens: Longest prompt and answer together. The oldest titles fall away first, then
                 the end of the only title left.
             rank: Rank of fresh LoRA matrices.
@@ -86,7 +90,7 @@ class Effort(Scorer):
                 was. Default: none.
             progress: Is told (rows done, rows in all) after each batch.
         """
-        self.model = model
+        self.model = llm if model is None else model
         self.prompt = prompt
         self.max_tokens = max_tokens
         self.rank = rank
@@ -108,12 +112,12 @@ class Effort(Scorer):
         self._check()
         scores = np.full(len(examples), np.nan, dtype=np.float32)
         with measure() as meter:
-            lm = self._load()
+            lm, prompt = self._load(), self._prompt()
             rows = np.arange(len(examples))
             if self.pool is not None:
                 rng = generator(self.seed, "selection", "effort", "pool")
                 rows = np.sort(rng.permutation(rows)[: self.pool])
-            found = {int(row): self._query(lm, examples, dataset, int(row)) for row in rows}
+            found = {int(row): self._query(lm, prompt, examples, dataset, int(row)) for row in rows}
             queries = {row: query for row, query in found.items() if query is not None}
             if not queries:
                 raise ConfigError(
@@ -142,10 +146,20 @@ class Effort(Scorer):
 
         return self.model if isinstance(self.model, LocalLM) else LocalLM.load(self.model)
 
-    def _query(self, lm: LocalLM, examples: Examples, dataset: Dataset, row: int) -> Query | None:
+    def _prompt(self) -> NextTitlePrompt:
+        if isinstance(self.prompt, NextTitlePrompt):
+            return self.prompt
+        try:
+            return NextTitlePrompt(**(self.prompt or {}))
+        except TypeError as error:
+            raise ConfigError(f"effort: a prompt has no such field: {error}.") from None
+
+    def _query(
+        self, lm: LocalLM, prompt: NextTitlePrompt, examples: Examples, dataset: Dataset, row: int
+    ) -> Query | None:
         history = [dataset.titles[item] for item in examples.history(row)]
         title = dataset.titles[examples.targets[row]]
-        return fitted(lm, self.prompt or NextTitlePrompt(), history, title, self.max_tokens)
+        return fitted(lm, prompt, history, title, self.max_tokens)
 
     def _norms(self, lm: LocalLM, queries: Sequence[Query]) -> tuple[FloatArray, Usage]:
         """Return the norms, NaN where they are not finite, and the tokens they took."""
@@ -207,7 +221,7 @@ class Effort(Scorer):
         """Return a context with the finished batches by number, on disk where there is a cache."""
         if self.cache is None:
             return nullcontext(dict[int, FloatArray]())
-        return stored(self.cache / f"effort-{key[:16]}.sqlite")
+        return stored(Path(self.cache) / f"effort-{key[:16]}.sqlite")
 
 
 @contextmanager

@@ -112,7 +112,7 @@ class GradientNorms:
 
     def _shares_exactly(self, layers: Any, lowest: int, tokens: tuple[int, ...]) -> bool:
         """Try two short texts: networks whose layers ignore a cache or a position are found out here."""
-        head, target = tokens[: MIN_TOKENS // 2], np.array([[tokens[-1]]], dtype=np.int64)
+        head, target = tokens[:4], np.array([[tokens[-1]]], dtype=np.int64)
         texts = [head + tokens[-7:-1], head + tokens[-5:-1]]
         pair = [Query(tokens=text, positions=(len(text) - 1,), targets=target) for text in texts]
         whole = self(pair)

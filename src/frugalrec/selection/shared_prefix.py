@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-MIN_TOKENS = 8
-"""The shortest prefix worth sharing."""
+MIN_TOKENS = 32
+"""The shortest prefix worth sharing: attention to a cache costs more a token."""
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward pass half-way
