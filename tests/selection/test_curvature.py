@@ -129,6 +129,18 @@ def test_negative_curvature_is_named():
         gauss_newton_product(problem, sampled, np.arange(3))
 
 
+def test_parameters_that_serve_training_only_have_no_curvature():
+    small = {"embedding_size": 4, "layers": 1, "heads": 1, "epochs": 1}
+    network = create("dcrec", **small).fit(DATA).network_
+    some = rows().take(np.arange(6))
+    problem = Problem(network.double(), some)
+    v = risk_gradient(problem, Softmax())
+    for make in (hessian_product, gauss_newton_product):
+        image = make(problem, Softmax(), np.arange(6))(v)
+        assert any(bool(value.any()) for value in image.values())
+        assert not any(bool(value.any()) for name, value in image.items() if "judge" in name)
+
+
 def minimise(network, kept, ridge):
     """Fit the convex surrogate exactly: Newton's method on cross-entropy plus ridge."""
     problem = Problem(network, kept, parameters="head")

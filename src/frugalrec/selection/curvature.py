@@ -53,7 +53,13 @@ def hessian_product(problem: Problem, loss: TransitionLoss, rows: LongArray) -> 
             parameters = {name: value.clone().requires_grad_() for name, value in chosen.items()}
             states, table = problem.at(parameters, batch)
             value = loss.values(states, table, batch.asked).sum()
-            first = torch.autograd.grad(value, list(parameters.values()), create_graph=True)
+            first = torch.autograd.grad(
+                value,
+                list(parameters.values()),
+                create_graph=True,
+                allow_unused=True,
+                materialize_grads=True,  # some parameters serve training only (DCRec)
+            )
             slope = torch.stack([(g * vector[n]).sum() for n, g in zip(parameters, first, strict=True)]).sum()
             second = torch.autograd.grad(slope, list(parameters.values()), allow_unused=True)
             _add(total, parameters, second)

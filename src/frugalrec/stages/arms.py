@@ -21,8 +21,10 @@ from frugalrec.types import Evaluation, Ranking
 ORACLE = "oracle"
 LABELS = {
     "als": "ALS",
+    "bert4rec": "BERT4Rec",
     "bpr": "BPR",
     "caser": "Caser",
+    "dcrec": "DCRec",
     "dros": "DROS",
     "ease": "EASE",
     "gru4rec": "GRU4Rec",
