@@ -1,4 +1,5 @@
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,12 +146,18 @@ def test_usage_and_progress(lm):
 
 
 def test_the_opening_of_all_prompts_is_computed_once_where_that_is_exact(lm):
-    shared = Effort(model=lm, prompt=PROMPT, parameters="reference")
-    shared.score(ROWS, DATA)
-    opening = len(lm.encode([PROMPT.opening])[0])
-    tokens = sum(len(query(lm, row).tokens) for row in range(len(ROWS)))
-    assert shared.usage_.tokens_cached >= opening * len(ROWS)
-    assert shared.usage_.tokens_in + shared.usage_.tokens_cached == tokens
+    prompt = replace(PROMPT, instruction="The user liked the book and disliked the game. Recommend a film.")
+    opening = len(lm.encode([prompt.opening])[0])
+    scorer = Effort(model=lm, prompt=prompt, rank=4, alpha=6, parameters="reference")
+    scores = scorer.score(ROWS, DATA)
+    assert opening * len(ROWS) <= scorer.usage_.tokens_cached < scorer.usage_.tokens_in * 2
+    whole = Effort(model=lm, prompt=prompt, rank=4, alpha=6, parameters="layers.[01].*v_proj.lora_B")
+    whole.score(ROWS, DATA)
+    assert whole.usage_.tokens_cached == 0
+    assert whole.usage_.tokens_in == scorer.usage_.tokens_in + scorer.usage_.tokens_cached
+    alone = [Effort(model=lm, prompt=prompt, rank=4, alpha=6, parameters="reference") for _ in range(3)]
+    found = [one.score(ROWS.take(np.array([row])), DATA)[0] for row, one in enumerate(alone)]
+    np.testing.assert_allclose(scores[:3], found, rtol=1e-5)
 
 
 def query(lm, row, max_tokens=512):

@@ -313,7 +313,7 @@ def test_both_forms_of_the_squared_norm(b, t, m, n, seed):
     np.testing.assert_allclose(found, [(g**2).sum() for g in expected], rtol=1e-8, atol=1e-10)
 
 
-def opening(queries, length=10):
+def opening(queries, length=34):
     """Let all samples begin with the same tokens."""
     start = tuple(range(20, 20 + length))
     return [
@@ -344,7 +344,7 @@ def test_sharing_what_all_samples_begin_with_changes_no_norm(kind, parameters, s
     with GradientNorms(model, parameters=parameters) as norms:
         shared = norms.share(queries)
         found = norms(queries)
-    assert shared == (10 if shares else 0)
+    assert shared == (34 if shares else 0)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     whole = gradient_norms(model, queries, parameters=parameters, max_batch_tokens=50)
     np.testing.assert_allclose(whole, expected, rtol=1e-4)
@@ -360,17 +360,17 @@ def test_the_lower_layers_read_a_shared_prefix_once():
         layer = model.model.layers[number].self_attn.q_proj
         layer.register_forward_hook(lambda m, inputs, o, seen=seen: seen.append(inputs[0].shape[1]))
     with GradientNorms(model, parameters=r"layers\.2\..*lora_") as norms:
-        assert norms.share(queries) == 10
+        assert norms.share(queries) == 34
         for seen in widths.values():
             seen.clear()
         norms(queries[:3])
         norms(queries[3:])
     longest = [max(len(query.tokens) for query in part) for part in (queries[:3], queries[3:])]
-    assert widths == {0: [10, longest[0] - 10, longest[1] - 10], 2: longest}
+    assert widths == {0: [34, longest[0] - 34, longest[1] - 34], 2: longest}
 
 
 def test_short_prefixes_and_single_samples_are_not_shared():
-    model, queries = network("llama"), opening(samples(), length=5)
+    model, queries = network("llama"), opening(samples(), length=30)
     with GradientNorms(model, parameters=r"layers\.2\..*lora_") as norms:
         assert norms.share(queries) == 0
         assert norms.share(opening(samples())[:1]) == 0
@@ -378,10 +378,10 @@ def test_short_prefixes_and_single_samples_are_not_shared():
 
 def test_texts_beyond_a_sliding_window_are_not_shared():
     model, queries = network("llama"), opening(samples())
-    model.config.sliding_window = 30
+    model.config.sliding_window = 54
     with GradientNorms(model, parameters=r"layers\.2\..*lora_") as norms:
         assert norms.share(queries) == 0
-        assert norms.share([query for query in queries if len(query.tokens) <= 30]) == 10
+        assert norms.share([query for query in queries if len(query.tokens) <= 54]) == 34
 
 
 def test_a_network_that_shares_wrongly_is_found_out(monkeypatch):
