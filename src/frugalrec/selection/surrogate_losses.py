@@ -27,7 +27,7 @@ from frugalrec.recommenders.losses import uniform_negatives
 from frugalrec.rng import generator
 from frugalrec.types import IntArray, LongArray
 
-BLOCK = 256
+BLOCK = 128
 """Samples whose logits exist at the same time."""
 
 
@@ -67,8 +67,11 @@ class CatalogueLoss(TransitionLoss):
     """A loss that looks at every item; an author writes `values` and `pull`."""
 
     @abstractmethod
-    def pull(self, logits: Tensor, asked: Asked) -> Tensor:
-        """Turn logits (n_items, b) into the losses' gradient up to a factor (b,), which is returned."""
+    def pull(self, logits: Tensor, asked: Asked, safe: bool) -> Tensor:
+        """Turn logits (n_items, b) into the losses' gradient up to a factor (b,), which is returned.
+
+        `safe` logits cannot overflow the exponential.
+        """
 
     @abstractmethod
     def curve(self, logits: Tensor, moves: Tensor, asked: Asked) -> Tensor:
@@ -77,9 +80,10 @@ class CatalogueLoss(TransitionLoss):
     def gradients(self, states: Tensor, table: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         """Return the gradient of the summed loss by states and table, a block of samples at a time."""
         to_states, to_table = torch.empty_like(states), torch.zeros_like(table)
+        buffer, safe = _buffer(states, table), losses.bounded(states, table)
         for part in _blocks(states.shape[0]):
-            logits = table @ states[part].T
-            scale = self.pull(logits, _part(asked, part))[:, None]
+            logits = torch.mm(table, states[part].T, out=_room(buffer, table, part))
+            scale = self.pull(logits, _part(asked, part), safe)[:, None]
             to_states[part] = (table.T @ logits).T * scale
             to_table.addmm_(logits, states[part] * scale)
         return to_states, to_table
@@ -89,12 +93,13 @@ class CatalogueLoss(TransitionLoss):
     ) -> Tensor:
         """Return each loss's slope along (d_states, d_table), a block of samples at a time."""
         found = states.new_empty(states.shape[0])
+        buffer, safe = _buffer(states, table), losses.bounded(states, table)
         # One product for both parts: (2 width, n_items) by (n_items, b).
         tables = table if d_table is None else torch.cat([table, d_table], dim=1)
         moves = d_states if d_table is None else torch.cat([d_states, states], dim=1)
         for part in _blocks(states.shape[0]):
-            logits = table @ states[part].T
-            scale = self.pull(logits, _part(asked, part))
+            logits = torch.mm(table, states[part].T, out=_room(buffer, table, part))
+            scale = self.pull(logits, _part(asked, part), safe)
             found[part] = ((tables.T @ logits) * moves[part].T).sum(dim=0) * scale
         return found
 
@@ -108,9 +113,9 @@ class Softmax(CatalogueLoss):
         """Return the losses, (b,)."""
         return losses.softmax_loss(states, table, asked.targets)
 
-    def pull(self, logits: Tensor, asked: Asked) -> Tensor:
+    def pull(self, logits: Tensor, asked: Asked, safe: bool) -> Tensor:
         """Turn logits into softmax minus one-hot."""
-        return losses.softmax_block(safe=False)(logits, asked.targets)[1]
+        return losses.softmax_block(safe)(logits, asked.targets)[1]
 
     def curve(self, logits: Tensor, moves: Tensor, asked: Asked) -> Tensor:
         """Return ``p * (moves - p . moves)``."""
@@ -143,7 +148,7 @@ class ExpectedBCE(CatalogueLoss):
         positive = softplus(-logits.gather(1, asked.targets[:, None])[:, 0])
         return positive + (softplus(logits) * allowed).sum(dim=1) / allowed.sum(dim=1).clamp(min=1)
 
-    def pull(self, logits: Tensor, asked: Asked) -> Tensor:
+    def pull(self, logits: Tensor, asked: Asked, safe: bool) -> Tensor:
         """Turn logits into sigmoids of negatives, and the target's sigmoid minus one."""
         columns, items = self._known(asked)
         chosen = logits.gather(0, asked.targets[None, :])
@@ -218,6 +223,15 @@ class Sampled(TransitionLoss):
         items = torch.stack([asked.targets, self._negatives(asked)])
         logits = (table[items] * states).sum(dim=2)
         return items, torch.stack([-torch.sigmoid(-logits[0]), torch.sigmoid(logits[1])])
+
+
+def _buffer(states: Tensor, table: Tensor) -> Tensor:
+    return table.new_empty(table.shape[0] * min(BLOCK, states.shape[0]))
+
+
+def _room(buffer: Tensor, table: Tensor, part: slice) -> Tensor:
+    width = part.stop - part.start
+    return buffer[: table.shape[0] * width].view(table.shape[0], width)
 
 
 def _blocks(n: int) -> list[slice]:
