@@ -289,7 +289,7 @@ def test_an_empty_history_and_an_untitled_item(lm):
         ({"reduction": "max"}, ConfigError, "choose mean or sum"),
         ({"parameters": "adapter"}, ConfigError, "matches none"),
         ({"targets": ["no_such_layer"]}, ModelError, "no layer for LoRA targets.*Give targets"),
-        ({"model": "no/such-model-here"}, ModelError, "no/such-model-here"),
+        ({"model": "no-such-model"}, ModelError, "no-such-model"),
     ],
 )
 def test_bad_options(lm, options, error, message, monkeypatch):
