@@ -9,18 +9,15 @@ from frugalrec.selection.coverage import stratified
 from frugalrec.selection.diagnostics import agreement, describe, overlap, quantile_histogram
 
 
-def naive_stratified_counts(scores, size, groups, bins):
-    """How many rows each group gives, by the published loop over equal-width or equal-size groups."""
+def naive_stratified_counts(scores, size, groups):
+    """How many rows each group gives, by the published loop over groups of equal width."""
     scores = np.sort(scores)
-    if bins == "width":
-        width = (scores[-1] - scores[0]) / groups
-        number = [min(int((s - scores[0]) / width), groups - 1) for s in scores]
-        sizes = [number.count(g) for g in range(groups) if g in number]
-    else:
-        sizes = [len(part) for part in np.array_split(scores, groups)]
+    width = (scores[-1] - scores[0]) / groups
+    number = [min(int((s - scores[0]) / width), groups - 1) for s in scores]
+    sizes = [number.count(g) for g in range(groups) if g in number]
     counts = []
-    for left, group in enumerate(sorted(sizes)):
-        take = min(size // (len(sizes) - left), group)
+    for place, group in enumerate(sorted(sizes)):
+        take = min(size // (len(sizes) - place), group)
         counts.append(take)
         size -= take
     return sorted(counts)
@@ -40,7 +37,7 @@ def test_groups_give_what_the_published_loop_gives(n, groups, bins, data):
         edges = np.linspace(0, 8, groups + 1)
         number = np.clip(np.digitize(scores, edges) - 1, 0, groups - 1)
         found = sorted(int((number[kept] == g).sum()) for g in np.unique(number))
-        assert found == naive_stratified_counts(scores, size, groups, bins)
+        assert found == naive_stratified_counts(scores, size, groups)
 
 
 def test_equal_groups_give_equal_shares_whatever_the_scale():
