@@ -74,3 +74,55 @@ def test_progress_runs_over_both_parts(lm):
 def test_unknown_preset_is_named(lm):
     with pytest.raises(ConfigError, match="unknown preset 'best'; choose one of frugal, paper, reference"):
         build(lm, preset="best").score(ROWS, PARTS.train)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_call_trains_no_epoch_and_computes_no_batch_twice(lm, tmp_path, monkeypatch):
+    from frugalrec.recommenders import training
+    from frugalrec.selection.gradient_norms import GradientNorms
+
+    epochs, batches = [], []
+    train, norms = training._epoch, GradientNorms.__call__
+
+    def epoch(*arguments):
+        epochs.append(arguments[-1])
+        return train(*arguments)
+
+    def batch(self, samples):
+        batches.append(tuple(sample.tokens for sample in samples))
+        return norms(self, samples)
+
+    monkeypatch.setattr(training, "_epoch", epoch)
+    monkeypatch.setattr(GradientNorms, "__call__", batch)
+    options = {"valid": PARTS.valid, "influence": {"n_surrogates": 2, **SMALL}}
+    options |= {"effort": {"max_batch_tokens": 300}}
+    unbroken = build(lm, **options)
+    whole, planned = unbroken.score(ROWS, PARTS.train), list(batches)
+    assert epochs == [1, 2, 1, 2] and len(planned) > 4
+    assert set(unbroken.costs_) == {"surrogate", "influence", "effort"}
+    epochs.clear()
+    batches.clear()
+
+    def kill(done, total):
+        if len(batches) == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        build(lm, **options, cache=tmp_path / "cache", progress=kill).score(ROWS, PARTS.train)
+    resumed = build(lm, **options, cache=tmp_path / "cache")
+    assert np.array_equal(resumed.score(ROWS, PARTS.train), whole, equal_nan=True)
+    assert epochs == [1, 2, 1, 2] and batches == planned
+    for part in ("tokens_in", "tokens_cached", "llm_calls"):
+        spent = [getattr(one.costs_["effort"], part) for one in (unbroken, resumed)]
+        assert spent[0] == spent[1]
+
+
+def test_progress_counts_rows_of_surrogates_and_pool(lm):
+    told = []
+    options = {"influence": {"n_surrogates": 2, **SMALL}, "effort": {"pool": 5}, "choice": {"groups": 2}}
+    build(lm, progress=lambda *p: told.append(p), **options).score(ROWS, PARTS.train)
+    assert {total for _, total in told} == {2 * len(ROWS) + 5}
+    assert told[-1][0] == 2 * len(ROWS) + 5

@@ -128,7 +128,7 @@ def test_only_the_pool_is_scored(lm):
     scorer = Effort(model=lm, prompt=PROMPT, pool=4)
     scores = scorer.score(ROWS, DATA)
     scored = ~np.isnan(scores)
-    assert scored.sum() == 4 == scorer.usage_.llm_calls
+    assert scored.sum() == 4 == scorer.costs_["effort"].llm_calls
     np.testing.assert_allclose(scores[scored], whole[scored], rtol=1e-5)
     everything = Effort(model=lm, prompt=PROMPT, pool=1000).score(ROWS, DATA)
     assert np.array_equal(everything, whole)
@@ -141,8 +141,9 @@ def test_usage_and_progress(lm):
     assert [done for done, _ in steps] == sorted(done for done, _ in steps) and len(steps) > 2
     assert steps[-1] == (len(ROWS), len(ROWS))
     expected = sum(len(query(lm, row).tokens) for row in range(len(ROWS)))
-    assert (scorer.usage_.tokens_in, scorer.usage_.tokens_cached) == (expected, 0)
-    assert scorer.usage_.wall_s > 0 and scorer.usage_.cpu_s > 0
+    usage = scorer.costs_["effort"]
+    assert (usage.tokens_in, usage.tokens_cached) == (expected, 0)
+    assert usage.wall_s > 0 and usage.cpu_s > 0
 
 
 def test_the_opening_of_all_prompts_is_computed_once_where_that_is_exact(lm):
@@ -150,11 +151,12 @@ def test_the_opening_of_all_prompts_is_computed_once_where_that_is_exact(lm):
     opening = len(lm.encode([prompt.opening])[0])
     scorer = Effort(model=lm, prompt=prompt, rank=4, alpha=6, parameters="reference")
     scores = scorer.score(ROWS, DATA)
-    assert opening * len(ROWS) <= scorer.usage_.tokens_cached < scorer.usage_.tokens_in * 2
+    usage = scorer.costs_["effort"]
+    assert opening * len(ROWS) <= usage.tokens_cached < usage.tokens_in * 2
     whole = Effort(model=lm, prompt=prompt, rank=4, alpha=6, parameters="layers.[01].*v_proj.lora_B")
     whole.score(ROWS, DATA)
-    assert whole.usage_.tokens_cached == 0
-    assert whole.usage_.tokens_in == scorer.usage_.tokens_in + scorer.usage_.tokens_cached
+    assert whole.costs_["effort"].tokens_cached == 0
+    assert whole.costs_["effort"].tokens_in == usage.tokens_in + usage.tokens_cached
     alone = [Effort(model=lm, prompt=prompt, rank=4, alpha=6, parameters="reference") for _ in range(3)]
     found = [one.score(ROWS.take(np.array([row])), DATA)[0] for row, one in enumerate(alone)]
     np.testing.assert_allclose(scores[:3], found, rtol=1e-5)
@@ -171,10 +173,20 @@ def test_options_as_a_configuration_file_gives_them(lm, tmp_path):
     scorer = Effort(llm=lm, prompt=fields, cache=str(tmp_path / "cache"))
     assert np.array_equal(scorer.score(ROWS, DATA), expected)
     assert np.array_equal(Effort(model=lm, llm="not/used", prompt=fields).score(ROWS, DATA), expected)
+    # the run's noun counts where the prompt does not say
+    assert np.array_equal(Effort(model=lm, noun="film", prompt={"window": 5}).score(ROWS, DATA), expected)
+    assert np.array_equal(Effort(model=lm, noun="game", prompt=fields).score(ROWS, DATA), expected)
+    other = Effort(model=lm, noun="game", prompt={"window": 5}).score(ROWS, DATA)
+    assert not np.allclose(other, expected, rtol=1e-3)
 
 
 class Killed(Exception):
     pass
+
+
+def tokens(scorer):
+    usage = scorer.costs_["effort"]
+    return usage.tokens_in, usage.tokens_cached, usage.llm_calls
 
 
 def test_a_killed_call_resumes_with_the_same_scores_and_repeats_no_batch(lm, tmp_path, monkeypatch):
@@ -187,7 +199,8 @@ def test_a_killed_call_resumes_with_the_same_scores_and_repeats_no_batch(lm, tmp
 
     monkeypatch.setattr(GradientNorms, "__call__", counting)
     options = {"model": lm, "prompt": PROMPT, "max_batch_tokens": 200}
-    whole = Effort(**options).score(ROWS, DATA)
+    unbroken = Effort(**options)
+    whole = unbroken.score(ROWS, DATA)
     plan, computed[:] = list(computed), []
 
     def kill(done, total):
@@ -200,10 +213,11 @@ def test_a_killed_call_resumes_with_the_same_scores_and_repeats_no_batch(lm, tmp
     resumed = Effort(**options, cache=tmp_path / "cache")
     assert np.array_equal(resumed.score(ROWS, DATA), whole)
     assert computed == plan and len(plan) > 3
-    assert resumed.usage_.tokens_cached > 0 and resumed.usage_.tokens_in > 0
+    # what the killed call spent counts too
+    assert tokens(resumed) == tokens(unbroken) and tokens(resumed)[0] > 0
     again = Effort(**options, cache=tmp_path / "cache")
     assert np.array_equal(again.score(ROWS, DATA), whole)
-    assert computed == plan and again.usage_.tokens_in == 0
+    assert computed == plan
     # other options, other texts: other batches
     for changed in ({"seed": 1}, {"reduction": "sum"}, {"parameters": "lora_B"}, {"alpha": 8}):
         count = len(computed)
@@ -215,7 +229,7 @@ def test_the_cache_holds_one_number_a_row(lm, tmp_path):
     Effort(model=lm, prompt=PROMPT, cache=tmp_path).score(ROWS, DATA)
     (path,) = tmp_path.glob("effort-*.sqlite")
     with sqlite3.connect(path) as connection:
-        blobs = [row[0] for row in connection.execute("SELECT norms FROM batches")]
+        blobs = [row[0] for row in connection.execute("SELECT result FROM batches")]
     connection.close()
     assert sum(map(len, blobs)) == 4 * len(ROWS)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import ClassVar
 
 import numpy as np
@@ -10,6 +12,7 @@ import numpy as np
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
 from frugalrec.errors import ConfigError, DataError
+from frugalrec.ledger import Usage
 from frugalrec.rng import generator
 from frugalrec.types import FloatArray, Selection
 
@@ -22,9 +25,16 @@ class Scorer(ABC):
 
     name: ClassVar[str]
     """The name in the table of `frugalrec.selection`."""
+    prefers: ClassVar[str] = ""
+    """What a high score means, in a few words that go on from "prefers"; empty where it means nothing."""
     takes: ClassVar[frozenset[str]] = frozenset()
-    """Which of `seed`, `valid` (the validation fold), `llm` (the run's language model) and `progress` the
-    constructor accepts."""
+    """Which of these the constructor accepts: `seed`, `valid` (the validation fold), `llm` (the run's
+    language model), `noun` (what one item is called), `cache` (a folder for what a killed call had done)
+    and `progress`."""
+
+    costs_: Mapping[str, Usage] = MappingProxyType({})
+    """What the last scores cost, by part: the seconds of this call, and the tokens also of killed ones
+    whose batches lay in the cache. Empty where scoring is free."""
 
     @abstractmethod
     def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:

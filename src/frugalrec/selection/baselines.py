@@ -30,6 +30,7 @@ class Longest(Scorer):
     """Rows with the longest history window, then of the users with the most interactions."""
 
     name: ClassVar[str] = "longest"
+    prefers: ClassVar[str] = "long histories"
 
     def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:
         window = np.diff(examples.indptr)
@@ -43,6 +44,7 @@ class Recent(Scorer):
     """Rows with the latest targets; undefined where the data have no times."""
 
     name: ClassVar[str] = "recent"
+    prefers: ClassVar[str] = "late targets"
 
     def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:
         if examples.times is None:

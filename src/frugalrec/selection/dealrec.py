@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -78,19 +79,22 @@ class DEALRec(Scorer):
     """
 
     name: ClassVar[str] = "dealrec"
-    takes: ClassVar[frozenset[str]] = frozenset({"seed", "valid", "progress", "llm"})
+    prefers: ClassVar[str] = "influence plus weighted effort, drawn evenly over strata of their sum"
+    takes: ClassVar[frozenset[str]] = frozenset({"seed", "valid", "progress", "llm", "noun", "cache"})
 
     def __init__(
         self,
         *,
         preset: str = "frugal",
         llm: LocalLM | str | Path = "smollm2-135m",
+        noun: str = "item",
         weight: float | None = None,
         influence: Mapping[str, Any] | None = None,
         effort: Mapping[str, Any] | None = None,
         choice: Mapping[str, Any] | None = None,
         valid: Dataset | None = None,
         seed: int = 0,
+        cache: Path | str | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Store the options.
@@ -98,39 +102,38 @@ class DEALRec(Scorer):
         Args:
             preset: `frugal`, `paper` or `reference` (see `PRESETS`).
             llm: The LLM, or a smaller one in its place, whose gradients are the effort.
+            noun: What one item is called in the prompts of effort.
             weight: Weight of effort; default: the preset's.
             influence: Options of `Influence` over the preset's.
             effort: Options of `Effort` over the preset's.
             choice: `groups`, `bins`, `prune_top`, `prune_bottom` of `stratified` over the preset's.
             valid: The validation fold.
             seed: Seed of surrogate, LoRA matrices, pool and draws.
+            cache: A folder from which a killed call goes on: checkpoints of the surrogates, and batches
+                of effort.
             progress: Is told of (rows, rows in all), both parts counted.
         """
-        self.preset, self.llm, self.weight = preset, llm, weight
+        self.preset, self.llm, self.noun, self.weight = preset, llm, noun, weight
         self.influence, self.effort = dict(influence or {}), dict(effort or {})
-        self.choice, self.valid, self.seed, self.progress = dict(choice or {}), valid, seed, progress
+        self.choice, self.valid, self.seed = dict(choice or {}), valid, seed
+        self.cache, self.progress = cache, progress
         self.parts_: dict[str, FloatArray] = {}
 
     def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:
         from frugalrec.selection.effort import Effort
 
         preset = self._preset()
-        n = len(examples)
-
-        def tell(offset: int) -> Progress | None:
-            told = self.progress
-            return (
-                None if told is None else lambda done, total: told(offset + done * n // max(total, 1), 2 * n)
-            )
-
-        shared = {"seed": self.seed}
-        influence = Influence(
-            **shared | {"valid": self.valid, "progress": tell(0)} | dict(preset.influence) | self.influence
-        )
-        effort = Effort(
-            **shared | {"model": self.llm, "progress": tell(n)} | dict(preset.effort) | self.effort
-        )
+        shared = {"seed": self.seed, "cache": self.cache}
+        influence = Influence(**shared | {"valid": self.valid} | dict(preset.influence) | self.influence)
+        llm = {"llm": self.llm, "noun": self.noun}
+        effort = Effort(**shared | llm | dict(preset.effort) | self.effort)
+        n, n_models = len(examples), len(influence.surrogates or ()) or influence.n_surrogates
+        if self.progress is not None:
+            pool = n if effort.pool is None else min(effort.pool, n)
+            influence.progress = partial(_tell, self.progress, 0, pool)
+            effort.progress = partial(_tell, self.progress, n * n_models, 0)
         self.parts_ = {one.name: one.score(examples, dataset) for one in (influence, effort)}
+        self.costs_ = {**influence.costs_, **effort.costs_}
         weights = {"influence": 1.0, "effort": preset.weight if self.weight is None else self.weight}
         return combine(self.parts_, weights, preset.normalisation).astype("float32")
 
@@ -145,3 +148,8 @@ class DEALRec(Scorer):
         if self.preset not in PRESETS:
             raise ConfigError(f"unknown preset {self.preset!r}; choose one of {', '.join(PRESETS)}.")
         return PRESETS[self.preset]
+
+
+def _tell(progress: Progress, before: int, after: int, done: int, total: int) -> None:
+    """Tell of rows done in one part, with the rows of the parts before and after it."""
+    progress(before + done, before + total + after)

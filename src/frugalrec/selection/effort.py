@@ -12,7 +12,7 @@ import hashlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -21,12 +21,12 @@ import numpy as np
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
+from frugalrec.engine import map_batches
 from frugalrec.errors import ConfigError, ModelError, require
 from frugalrec.ledger import Usage, measure
 from frugalrec.rng import derive_seed, generator
 from frugalrec.runs import key_hash
 from frugalrec.selection.base import Scorer
-from frugalrec.selection.batch_store import stored
 from frugalrec.selection.next_title import NextTitlePrompt, fitted
 from frugalrec.types import FloatArray
 
@@ -41,17 +41,20 @@ class Effort(Scorer):
     """The norm of each row's gradient at the untuned LLM; harder rows score higher.
 
     Undefined (NaN) for rows outside the `pool`, for rows whose answer alone exceeds `max_tokens`,
-    and where the LLM's numbers overflow. Values and labels of a row play no part.
+    and where the LLM's numbers overflow. Values and labels of a row play no part. In `costs_`,
+    `tokens_cached` are those of the prompts' common opening, where it is computed once.
     """
 
     name: ClassVar[str] = "effort"
-    takes: ClassVar[frozenset[str]] = frozenset({"seed", "progress", "llm"})
+    prefers: ClassVar[str] = "rows with a large gradient of the LLM before tuning"
+    takes: ClassVar[frozenset[str]] = frozenset({"seed", "progress", "llm", "noun", "cache"})
 
     def __init__(
         self,
         *,
         model: LocalLM | str | Path | None = None,
         llm: LocalLM | str | Path = "smollm2-135m",
+        noun: str = "item",
         prompt: NextTitlePrompt | Mapping[str, Any] | None = None,
         max_tokens: int = 512,
         rank: int = 8,
@@ -72,6 +75,7 @@ class Effort(Scorer):
             llm: The model that will be tuned: a loaded one, or what `LocalLM.load` takes. With an
                 adapter, it is scored at that adapter; else it gets fresh LoRA matrices (B = 0), which
                 are removed again.
+            noun: What one item is called, where `prompt` does not say.
             prompt: How a row becomes text, or the fields of a `NextTitlePrompt`; default: its defaults.
             max_tokens: Longest prompt and answer together. The oldest titles fall away first, then
                 the end of the only title left.
@@ -91,6 +95,7 @@ class Effort(Scorer):
             progress: Is told (rows done, rows in all) after each batch.
         """
         self.model = llm if model is None else model
+        self.noun = noun
         self.prompt = prompt
         self.max_tokens = max_tokens
         self.rank = rank
@@ -103,9 +108,6 @@ class Effort(Scorer):
         self.max_batch_tokens = max_batch_tokens
         self.cache = cache
         self.progress = progress
-        self.usage_ = Usage()
-        """What the last call spent; `tokens_cached` counts those of rows that the cache knew, and of the
-        prompts' common opening where it is computed once (`shared_prefix`)."""
 
     def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:
         require("peft", "llm")
@@ -127,9 +129,9 @@ class Effort(Scorer):
             norms, usage = self._norms(lm, list(queries.values()))
             meter.add(usage)
             scores[list(queries)] = norms
-        self.usage_ = meter.usage
-        if lm.device != "cpu":
-            self.usage_ = replace(self.usage_, accelerator_s=self.usage_.wall_s)
+        usage = meter.usage
+        held_s = 0.0 if lm.device == "cpu" else usage.wall_s
+        self.costs_ = {self.name: replace(usage, accelerator_s=held_s)}
         undefined = int(np.isnan(scores[rows]).sum())
         if undefined:
             log.info("effort: %d of %d rows are too long or not finite: no score", undefined, rows.size)
@@ -150,7 +152,7 @@ class Effort(Scorer):
         if isinstance(self.prompt, NextTitlePrompt):
             return self.prompt
         try:
-            return NextTitlePrompt(**(self.prompt or {}))
+            return NextTitlePrompt(**{"noun": self.noun, **(self.prompt or {})})
         except TypeError as error:
             raise ConfigError(f"effort: a prompt has no such field: {error}.") from None
 
@@ -166,40 +168,32 @@ class Effort(Scorer):
         from frugalrec.selection.gradient_norms import GradientNorms, plan
 
         norms = np.full(len(queries), np.nan, dtype=np.float32)
-        lengths = np.array([len(query.tokens) + len(query.decoder) for query in queries])
-        usage, done = Usage(), 0
-        with (
-            ExitStack() as stack,
-            with_lora(lm, self.rank, self.alpha, self.targets, self.seed) as network,
-        ):
+        with with_lora(lm, self.rank, self.alpha, self.targets, self.seed) as network:
             pattern = _reference(network) if self.parameters == "reference" else self.parameters
             norms_of = GradientNorms(network, parameters=pattern, reduction=self.reduction, pad=lm.pad_id)
             with norms_of as compute, _out_of_memory(lm, self.max_batch_tokens):
                 shared = compute.share(queries)
                 batches = plan(network, queries, self.max_batch_tokens, shared=shared)
-                finished = stack.enter_context(
-                    self._finished(self._key(lm, network, pattern, queries, batches))
-                )
-                for number, batch in enumerate(batches):
-                    tokens = int(lengths[batch].sum())
-                    spared = tokens if number in finished else shared * len(batch)
-                    if number not in finished:
-                        finished[number] = compute([queries[b] for b in batch])
-                        usage += Usage(tokens_in=tokens - spared, llm_calls=len(batch))
-                    usage += Usage(tokens_cached=spared)
-                    norms[batch] = finished[number]
-                    done += len(batch)
-                    if self.progress is not None:
-                        self.progress(done, len(queries))
+                for batch, found in map_batches(
+                    lambda batch: compute([queries[row] for row in batch]),
+                    batches,
+                    rows=len(queries),
+                    store=self._store(lm, network, pattern, queries, batches),
+                    progress=self.progress,
+                ):
+                    norms[batch] = found
         norms[~np.isfinite(norms)] = np.nan
-        return norms, usage
+        tokens, spared = sum(len(q.tokens) + len(q.decoder) for q in queries), shared * len(queries)
+        return norms, Usage(tokens_in=tokens - spared, tokens_cached=spared, llm_calls=len(queries))
 
-    def _key(
+    def _store(
         self, lm: LocalLM, network: Any, pattern: str, queries: Sequence[Query], batches: list[list[int]]
-    ) -> str:
-        """Return a hash of everything that decides what a batch's norms are."""
+    ) -> Path | None:
+        """Return the file of finished batches, named by a hash of everything that decides their norms."""
         import torch
 
+        if self.cache is None:
+            return None
         texts, matrices = hashlib.sha256(), hashlib.sha256()
         for query in queries:
             texts.update(repr((query.tokens, query.decoder, query.targets.ravel().tolist())).encode())
@@ -207,21 +201,14 @@ class Effort(Scorer):
             if "lora_" in name:
                 matrices.update(name.encode() + parameter.detach().float().cpu().numpy().tobytes())
         scales = [self.alpha / self.rank] if lm.adapter is None else []
-        return key_hash(
-            {
-                "model": [lm.fingerprint, lm.device.partition(":")[0], torch.__version__],
-                "lora": [matrices.hexdigest(), scales],
-                "options": [pattern, self.reduction],
-                "texts": texts.hexdigest(),
-                "batches": batches,
-            }
-        )
-
-    def _finished(self, key: str) -> Any:
-        """Return a context with the finished batches by number, on disk where there is a cache."""
-        if self.cache is None:
-            return nullcontext(dict[int, FloatArray]())
-        return stored(Path(self.cache) / f"effort-{key[:16]}.sqlite")
+        key = {
+            "model": [lm.fingerprint, lm.device.partition(":")[0], torch.__version__],
+            "lora": [matrices.hexdigest(), scales],
+            "options": [pattern, self.reduction],
+            "texts": texts.hexdigest(),
+            "batches": batches,
+        }
+        return Path(self.cache) / f"effort-{key_hash(key)[:16]}.sqlite"
 
 
 @contextmanager

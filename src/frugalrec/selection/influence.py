@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
 from frugalrec.data.examples import Examples
+from frugalrec.engine import map_batches
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.recommenders.batching import cells, ranges
 from frugalrec.recommenders.networks import SequenceNetwork
@@ -189,16 +190,15 @@ def slopes(
     chosen = problem.chosen
     tangent = {name: direction[name].to(value.dtype) for name, value in chosen.items()}
     found = np.full(len(problem.examples), np.nan, dtype=np.float32)
-    done, n = 0, len(problem.examples) if rows is None else rows.size
-    for batch in problem.batches(batch_size, rows):
+    n = len(problem.examples) if rows is None else rows.size
 
-        def outputs(values: Vector, batch: Batch = batch) -> tuple[Tensor, Tensor]:
-            return problem.at(values, batch)
-
+    def along(batch: Batch) -> FloatArray:
+        outputs = partial(problem.at, batch=batch)
         (states, table), (d_states, d_table) = moved_along(outputs, chosen, tangent)
         moved = d_table if bool(d_table.any()) else None
-        found[batch.rows] = loss.slopes(states, table, d_states, moved, batch.asked).numpy()
-        done += batch.rows.size
-        if progress is not None:
-            progress(done, n)
+        part: FloatArray = loss.slopes(states, table, d_states, moved, batch.asked).numpy()
+        return part
+
+    for batch, part in map_batches(along, problem.batches(batch_size, rows), rows=n, progress=progress):
+        found[batch.rows] = part
     return found

@@ -7,14 +7,18 @@ which the LLM reads a few hundred prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
+from frugalrec.engine import map_batches
 from frugalrec.errors import ConfigError, DataError
+from frugalrec.ledger import measure
 from frugalrec.rng import generator
+from frugalrec.runs import key_hash
 from frugalrec.selection.base import Scorer
 from frugalrec.selection.coverage import stratified
 from frugalrec.types import DoubleArray, FloatArray, Selection
@@ -40,10 +44,12 @@ class SurrogateScorer(Scorer):
         n_surrogates: How many to train, from seeds `seed`, `seed + 1` ...
         valid: The validation fold: it stops the training, and may be the target of influence.
         seed: Seed of the first model.
+        cache: A folder where the training keeps its checkpoints, so that a killed call does not train
+            again what it had trained. Default: none.
         progress: Is told of (rows scored, rows in all), over all surrogates.
     """
 
-    takes: ClassVar[frozenset[str]] = frozenset({"seed", "valid", "progress"})
+    takes: ClassVar[frozenset[str]] = frozenset({"seed", "valid", "cache", "progress"})
 
     def __init__(
         self,
@@ -54,15 +60,25 @@ class SurrogateScorer(Scorer):
         n_surrogates: int = 1,
         valid: Dataset | None = None,
         seed: int = 0,
+        cache: Path | str | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.surrogates = surrogates
         self.model, self.options, self.n_surrogates = model, dict(options or {}), n_surrogates
-        self.valid, self.seed, self.progress = valid, seed, progress
+        self.valid, self.seed, self.cache, self.progress = valid, seed, cache, progress
 
     def _score(self, examples: Examples, dataset: Dataset) -> FloatArray:
+        with measure() as training:
+            models = self._trained(dataset)
+        with measure() as scoring:
+            scores = self._mean(models, examples, dataset)
+        self.costs_ = {"surrogate": training.usage, self.name: scoring.usage}
+        return scores
+
+    def _mean(
+        self, models: Sequence[SequentialRecommender], examples: Examples, dataset: Dataset
+    ) -> FloatArray:
         parts = []
-        models = self._trained(dataset)
         for number, surrogate in enumerate(models):
 
             def tell(done: int, total: int, number: int = number) -> None:
@@ -90,7 +106,10 @@ class SurrogateScorer(Scorer):
         if not models:
             for number in range(self.n_surrogates):
                 options = {"seed": self.seed + number, **self.options}
-                models.append(create(self.model, **options).fit(train, self.valid))
+                model: Any = create(self.model, **options)
+                if self.cache is not None and getattr(model, "checkpoint", "") is None:
+                    model.checkpoint = Path(self.cache) / self._name(train, options)
+                models.append(model.fit(train, self.valid))
         for model in models:
             if not isinstance(model, SequentialRecommender):
                 raise ConfigError(
@@ -106,6 +125,12 @@ class SurrogateScorer(Scorer):
                 )
         return models
 
+    def _name(self, train: Dataset, options: Mapping[str, Any]) -> str:
+        """Return a name for the checkpoint, with a hash of everything that decides the parameters."""
+        data = [train.fingerprint, "" if self.valid is None else self.valid.fingerprint]
+        key = key_hash({"model": self.model, "options": options, "data": data})
+        return f"surrogate-{key[:16]}"
+
 
 class Influence(SurrogateScorer):
     """Influence of a row on the surrogate's risk (Equation 11 of arXiv 2401.17197); helpful is positive.
@@ -115,6 +140,7 @@ class Influence(SurrogateScorer):
     """
 
     name: ClassVar[str] = "influence"
+    prefers: ClassVar[str] = "rows whose removal would raise the risk of a small sequence model"
 
     def __init__(
         self,
@@ -200,26 +226,29 @@ class EL2N(SurrogateScorer):
     """
 
     name: ClassVar[str] = "el2n"
+    prefers: ClassVar[str] = "rows on which a small sequence model errs"
 
     def _score_through(
         self, surrogate: SequentialRecommender, examples: Examples, dataset: Dataset, progress: Progress
     ) -> FloatArray:
         import torch
 
-        from frugalrec.selection.influence import Problem
+        from frugalrec.selection.influence import Batch, Problem
 
         problem = Problem(surrogate.network_, examples, max_length=surrogate.max_length)
         found = np.full(len(examples), np.nan, dtype=np.float32)
-        done = 0
-        with torch.no_grad():
-            for batch in problem.batches(256):
-                states, table = problem.at({}, batch)
-                shares = torch.softmax(states @ table.T, dim=1)
-                own = shares.gather(1, batch.asked.targets[:, None])[:, 0]
-                squares = shares.square().sum(dim=1) - own.square() + (1 - own).square()
-                found[batch.rows] = squares.sqrt().numpy()
-                done += batch.rows.size
-                progress(done, len(examples))
+
+        @torch.no_grad()
+        def error(batch: Batch) -> FloatArray:
+            states, table = problem.at({}, batch)
+            shares = torch.softmax(states @ table.T, dim=1)
+            own = shares.gather(1, batch.asked.targets[:, None])[:, 0]
+            squares = shares.square().sum(dim=1) - own.square() + (1 - own).square()
+            norms: FloatArray = squares.sqrt().numpy()
+            return norms
+
+        for batch, norms in map_batches(error, problem.batches(256), rows=len(examples), progress=progress):
+            found[batch.rows] = norms
         return found
 
 
@@ -230,6 +259,9 @@ class CCS(EL2N):
     """
 
     name: ClassVar[str] = "ccs"
+    prefers: ClassVar[str] = (
+        "rows on which a small sequence model errs, drawn evenly over strata, the hardest left out"
+    )
 
     def __init__(self, *, groups: int = 50, prune_hard: float = 0.1, **surrogate: Any) -> None:
         super().__init__(**surrogate)
