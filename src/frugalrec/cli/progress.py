@@ -11,15 +11,27 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from frugalrec.runs import Observer, Stage
+
+
+class RateColumn(ProgressColumn):
+    """Shows the steps (rows, users, batches) a second, over the last half minute."""
+
+    def render(self, task: Task) -> Text:
+        """Return the rate with about three digits, or nothing while it is not known."""
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s")
 
 
 class StageBars(Observer):
@@ -32,6 +44,7 @@ class StageBars(Observer):
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
+            RateColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,

@@ -16,6 +16,8 @@ from frugalrec.runs import Run, file_hash
 from frugalrec.stages.artefacts import load_json, save_json
 
 FILM_CLUB = "film-club"
+NOUNS = {"film": "film", "movie": "film", "ml-": "film", "book": "book", "game": "game"}
+"""What the name of a data set says about its items, for prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,13 @@ def prepare(run: Run, config: RunConfig) -> Prepared:
     report = auditing.AuditReport(dataset.name, tuple(auditing.Finding(**row) for row in findings))
     report.enforce(config.data.allow)
     return Prepared(key=audited.hash, dataset=dataset, split=folds, audit=content["findings"])
+
+
+def noun_of(config: RunConfig, dataset: Dataset) -> str:
+    """Return what one item is called in prompts: as configured, or guessed from the data set's name."""
+    if config.llm.noun != "auto":
+        return config.llm.noun
+    return next((noun for mark, noun in NOUNS.items() if mark in dataset.name.lower()), "item")
 
 
 def open_dataset(config: DataConfig, seed: int) -> Dataset:

@@ -24,14 +24,9 @@ from frugalrec.llm import models
 from frugalrec.llm.prompts import RerankPrompt
 from frugalrec.rng import generator
 from frugalrec.runs import Run, Stage, file_hash
-from frugalrec.stages.artefacts import (
-    load_arrays,
-    load_json,
-    save_arrays,
-    save_json,
-)
+from frugalrec.stages.artefacts import load_arrays, load_json, save_arrays, save_json
 from frugalrec.stages.cheap import CheapArm, load_model
-from frugalrec.stages.data import Prepared
+from frugalrec.stages.data import Prepared, noun_of
 from frugalrec.stages.selection import Samples
 from frugalrec.types import Adapter, Allocation, FloatArray, IntArray, Ranking
 
@@ -39,8 +34,6 @@ if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
 
 ZERO_SHOT, TUNED = "zero-shot", "tuned"
-NOUNS = {"film": "film", "movie": "film", "ml-": "film", "book": "book", "game": "game"}
-"""What the name of a data set says about its items, for the prompt."""
 
 
 class OpenModel:
@@ -206,10 +199,7 @@ def rerank_live(folder: Path, histories: Dataset, ranking: Ranking) -> Ranking:
 
 def prompt_for(config: RunConfig, dataset: Dataset) -> RerankPrompt:
     """Return the prompt that tuning and re-ranking share."""
-    noun = config.llm.noun
-    if noun == "auto":
-        named = (word for mark, word in NOUNS.items() if mark in dataset.name.lower())
-        noun = next(named, "item")
+    noun = noun_of(config, dataset)
     return RerankPrompt(noun=noun, window=config.selection.window, min_like=config.llm.min_like)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,16 @@ from frugalrec.config import RunConfig
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples, examples
 from frugalrec.errors import ConfigError, StorageError
-from frugalrec.ledger import Meter
+from frugalrec.ledger import Meter, Usage
 from frugalrec.runs import Observer, Run, Stage
 from frugalrec.selection.diagnostics import describe
 from frugalrec.stages import data as data_stage
 from frugalrec.stages.artefacts import load_json, load_selection, save_json, save_selection
-from frugalrec.stages.data import Prepared
+from frugalrec.stages.data import Prepared, noun_of
 from frugalrec.types import FloatArray, Selection
+
+CACHE = "cache"
+"""Folder of an unfinished selection from which a killed one goes on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +44,23 @@ def select_samples(run: Run, config: RunConfig, data: Prepared, *, name: str = "
     candidates = examples(data.split.train, window=section.window, min_history=section.min_history)
 
     def build(folder: Path, meter: Meter) -> None:
-        scorer = _scorer(run, config, data, name)
+        # What a killed attempt had trained and computed lies in the unfinished stage, and only there.
+        scorer = _scorer(run, config, data, name, folder / CACHE)
         scores = scorer.score(candidates, data.split.train)
         kept = scorer.choose(scores, section.budget, seed=config.seed)
         parts = getattr(scorer, "parts_", {})
+        influence = scores if scorer.name == "influence" else parts.get("influence")
         save_selection(folder / "selection.npz", kept)
         _table(candidates, data.dataset, kept, parts).write_parquet(folder / "selection.parquet")
-        save_json(folder / "diagnostics.json", describe(scores, kept.kept, influence=parts.get("influence")))
+        save_json(folder / "diagnostics.json", describe(scores, kept.kept, influence=influence))
+        save_json(folder / "costs.json", {part: usage.to_dict() for part, usage in scorer.costs_.items()})
+        meter.add(sum(scorer.costs_.values(), Usage()))
+        shutil.rmtree(folder / CACHE, ignore_errors=True)
 
     key = {"data": data.key, "selection": section.model_dump(), "seed": config.seed}
-    if "llm" in scorers.scorer_class(section.scorer).takes:
-        key["llm"] = config.llm.model
+    takes = scorers.scorer_class(section.scorer).takes
+    key |= {"llm": config.llm.model} if "llm" in takes else {}
+    key |= {"noun": noun_of(config, data.dataset)} if "noun" in takes else {}
     stage = run.stage(name, key, build)
     return Samples(stage=stage, selection=load_selection(stage.path / "selection.npz"), candidates=candidates)
 
@@ -103,11 +113,13 @@ def _rows_asked(budget: str) -> int | None:
     return int(budget) if budget.strip().isdigit() else None
 
 
-def _scorer(run: Run, config: RunConfig, data: Prepared, name: str) -> scorers.Scorer:
+def _scorer(run: Run, config: RunConfig, data: Prepared, name: str, cache: Path) -> scorers.Scorer:
     given = {
         "seed": config.seed,
         "valid": data.split.valid,
         "llm": config.llm.model,
+        "noun": noun_of(config, data.dataset),
+        "cache": cache,
         "progress": lambda done, total: run.observer.progressed(name, done, total),
     }
     takes = scorers.scorer_class(config.selection.scorer).takes
