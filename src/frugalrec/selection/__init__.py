@@ -13,10 +13,13 @@ SCORERS: dict[str, str] = {
     "dealrec": "frugalrec.selection.dealrec:DEALRec",
     "effort": "frugalrec.selection.effort:Effort",
     "el2n": "frugalrec.selection.surrogates:EL2N",
+    "grand": "frugalrec.selection.grand:GraNd",
     "influence": "frugalrec.selection.surrogates:Influence",
     "longest": "frugalrec.selection.baselines:Longest",
     "random": "frugalrec.selection.baselines:Random",
     "recent": "frugalrec.selection.baselines:Recent",
+    "recranker": "frugalrec.selection.recranker:RecRanker",
+    "tf-dcon": "frugalrec.selection.tf_dcon:TFDCon",
 }
 """Name -> where the class is; resolved on use, so that listing them loads nothing."""
 

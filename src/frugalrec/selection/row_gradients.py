@@ -1,0 +1,140 @@
+"""Norms of single rows' loss gradients over all parameters of a surrogate, a batch of rows at a time.
+
+With h the state of a row, W the item table and ``e = softmax(W h) - onehot``, the gradient of the softmax
+loss by the table is ``e h^T`` plus the gradients d_t of the embeddings that the network looked up, each
+in the line of its item x_t. Hence the squared norm needs no table:
+
+    |e|^2 |h|^2 + sum over items i of (2 e_i h . s_i + |s_i|^2),    s_i = sum of d_t with x_t = i
+
+Everything else the network has is small: each row gets its own copy of those parameters (a view, no
+memory), and one vectorised backward pass yields all rows' gradients.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, vmap
+
+from frugalrec.selection.influence import BATCH, Batch, Problem, Progress, Vector
+from frugalrec.types import FloatArray
+
+TABLE = "items.weight"
+NUMBERS = 1 << 25
+"""The most numbers of single rows' gradients, or of scores, held at once."""
+
+
+def row_gradient_norms(
+    problem: Problem, *, batch_size: int = BATCH, progress: Progress | None = None
+) -> FloatArray:
+    """Return the norm of each row's gradient, (n,) float32, of the softmax loss over the catalogue.
+
+    Args:
+        problem: Network and rows; all parameters of the network count.
+        batch_size: The most rows at once; the result does not depend on it.
+        progress: Is told of the rows done.
+
+    Returns:
+        NaN where a row has no history.
+    """
+    others = {name: value for name, value in problem.chosen.items() if name != TABLE}
+    largest = max(sum(value.numel() for value in others.values()), problem.network.items.num_embeddings)
+    size = max(min(batch_size, NUMBERS // largest), 1)
+    norms = np.full(len(problem.examples), np.nan, dtype=np.float32)
+    done = 0
+    for batch in problem.batches(size):
+        squares, pull = table_squares(problem, batch)
+        squares += other_squares(problem, others, batch, pull)
+        norms[batch.rows] = squares.sqrt().float().numpy()
+        done += batch.rows.size
+        if progress is not None:
+            progress(done, len(problem.examples))
+    return norms
+
+
+def table_squares(problem: Problem, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the squared norm of each row's gradient by the item table, and its gradient by the state.
+
+    Returns:
+        squares: (b,) doubles.
+        pull: Gradient of each row's loss by its state, (b, width).
+    """
+    table = problem.network.items.weight.detach()
+    with torch.enable_grad(), _lookups(problem) as lookups:
+        states = problem.network.next_states(batch.items, batch.lengths)
+        hidden = states.detach()
+        errors = torch.softmax(hidden @ table.T, dim=1)
+        errors[torch.arange(len(errors)), batch.asked.targets] -= 1
+        pull = errors @ table
+        deltas = torch.autograd.grad(states, [embedded for _, embedded in lookups], pull)
+    squares = errors.square().sum(dim=1).double() * hidden.square().sum(dim=1).double()
+    n_items, width = table.shape
+    own = torch.arange(len(errors))
+    cells = [(own.view(-1, *[1] * (c.dim() - 1)) * n_items + c).flatten() for c, _ in lookups]
+    found, place = torch.unique(torch.cat(cells), return_inverse=True)
+    sums = torch.zeros(len(found), width, dtype=torch.float64)
+    sums.index_add_(0, place, torch.cat([delta.reshape(-1, width) for delta in deltas]).double())
+    row, item = found // n_items, found % n_items
+    cross = 2 * errors[row, item].double() * (hidden[row].double() * sums).sum(dim=1)
+    squares.index_add_(0, row, cross + sums.square().sum(dim=1))
+    return squares.clamp(min=0), pull
+
+
+def other_squares(problem: Problem, others: Vector, batch: Batch, pull: Tensor) -> Tensor:
+    """Return the squared norm of each row's gradient by some parameters, (b,) doubles.
+
+    Networks with operations that cannot be vectorised get a pass a row.
+
+    Args:
+        problem: The network.
+        others: The parameters that count.
+        batch: The rows.
+        pull: Gradient of each row's loss by its state, (b, width).
+    """
+
+    def pulled(parameters: Vector, items: Tensor, length: Tensor, direction: Tensor) -> Tensor:
+        named = {f"network.{name}": value for name, value in parameters.items()}
+        states, _ = functional_call(problem, named, (items[None], length[None]))
+        product: Tensor = (states[0] * direction).sum()
+        return product
+
+    of_row = grad(pulled)
+    rows = (batch.items, batch.lengths, pull)
+    # Copies of the parameters, not shared ones: recurrent layers write into products of parameters.
+    copies = {name: value.expand(len(pull), *value.shape) for name, value in others.items()}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            return _squares(vmap(of_row)(copies, *rows))
+    except (NotImplementedError, RuntimeError):
+        single = (of_row(others, *row) for row in zip(*rows, strict=True))
+        return torch.cat([_squares({name: g[None] for name, g in one.items()}) for one in single])
+
+
+@contextmanager
+def _lookups(problem: Problem) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Record (item codes, embeddings) of all look-ups in the item table, the embeddings as leaves."""
+    found: list[tuple[Tensor, Tensor]] = []
+
+    def leaf(_: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        embedded = output.detach().requires_grad_()
+        found.append((inputs[0], embedded))
+        return embedded
+
+    hook = problem.network.items.register_forward_hook(leaf)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def _squares(gradients: Vector) -> Tensor:
+    total = torch.zeros(next(iter(gradients.values())).shape[0], dtype=torch.float64)
+    for gradient in gradients.values():
+        total += gradient.detach().flatten(1).square().sum(dim=1).double()
+    return total
