@@ -76,11 +76,12 @@ class SelectionConfig(Section):
     """Which training samples the LLM is tuned on."""
 
     scorer: str = "random"
-    """`random`, `longest`, `recent`, `influence`, `effort`, `dealrec`, `el2n` or `ccs`."""
+    """`random`, `longest`, `recent`, `influence`, `effort`, `dealrec`, `el2n`, `grand`, `ccs`, `tf-dcon` or
+    `recranker`."""
     options: dict[str, Any] = {}
     """Options of the scorer, for example `{n_surrogates: 3}`."""
-    budget: str | int | float = 64
-    """Samples to keep: a number, or a share such as `2%`."""
+    budget: str | int | float = "auto"
+    """Samples to keep: a number, or a share such as `2%`; `auto` takes 64, or all where there are fewer."""
     window: int = Field(default=8, ge=1)
     """Longest history in a prompt, in items."""
     min_history: int = Field(default=3, ge=1)

@@ -38,6 +38,8 @@ def run_pipeline(
     with Run(folder, observer) as run:
         # data: read, split by time, audit for leaks; an error-level leak ends the run here
         prepared = data.prepare(run, config)
+        if model is not None:
+            selection.candidate_rows(config, prepared)  # a budget above the rows is said now, too
 
         # recommenders: every cheap model, and the one whose lists the LLM may re-rank
         names = cheap.applicable(config, prepared)

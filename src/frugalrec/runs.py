@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frugalrec.errors import StorageError
+from frugalrec.errors import ConfigError, DataError, StorageError
 from frugalrec.ledger import Ledger, Meter, Usage, measure
 
 STAGE_FILE = "stage.json"
@@ -166,7 +166,11 @@ class Run:
     ) -> None:
         earlier_s = _earlier_attempts(work)
         with measure() as meter:
-            build(work, meter)
+            try:
+                build(work, meter)
+            except (ConfigError, DataError):  # the same key can never succeed
+                shutil.rmtree(work, ignore_errors=True)
+                raise
         (work / ATTEMPT_FILE).unlink()
         usage = meter.usage + Usage(wall_s=earlier_s)
         content = {"hash": digest, "key": dict(key), "usage": usage.to_dict()}

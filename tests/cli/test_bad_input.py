@@ -126,13 +126,19 @@ def test_a_selection_that_cannot_be_made_leaves_no_files(command, tmp_path):
     assert command("run", "film-club", *words)[0] == 0
     small = ("--option", "options={epochs: 1, embedding_size: 8}")
     cases = [
-        (("--scorer", "random", "--budget", "5000"), "budget of 5000"),
+        (("--scorer", "random", "--budget", "5000"), "budget of 5000 rows exceeds the "),
+        (("--scorer", "influence", "--budget", "5000.0"), "budget of 5000 rows exceeds the "),
         (("--scorer", "random", "--budget", "many"), "many"),
         (("--scorer", "best"), "best"),
         (("--scorer", "influence", "--option", "depth=3"), "depth"),
         (("--scorer", "dealrec", "--preset", "finest"), "finest"),
         (("--scorer", "ccs", "--option", "groups=900", *small), "groups=900"),
         (("--scorer", "influence", "--option", "options={epochs: 0}"), "epochs"),
+        (("--scorer", "grand", "--option", "n_surrogates=0"), "n_surrogates"),
+        (("--scorer", "tf-dcon", "--option", "clusters=0"), "clusters=0"),
+        (("--scorer", "tf-dcon", "--option", "clusters=900"), "clusters=900"),
+        (("--scorer", "tf-dcon", "--option", "vectors=[[1.0], [2.0]]"), "got (2, 1)"),
+        (("--scorer", "recranker", "--option", "clusters=900", *small), "clusters=900"),
     ]
     for options, named in cases:
         code, _, err = command("select", run, *options)
@@ -140,6 +146,7 @@ def test_a_selection_that_cannot_be_made_leaves_no_files(command, tmp_path):
         assert named in err and "Traceback" not in err
     left = [path for path in (run / "selections").rglob("*") if path.is_file()]
     assert not left
+    assert not list((run / ".work").iterdir())
 
 
 def test_an_error_level_leak_ends_with_exit_code_1_and_can_be_allowed(command, tmp_path):

@@ -21,7 +21,7 @@ from frugalrec.testing.toys import cycle_dataset
         ("0.02", 1000, 20),
         (1024, 5000, 1024),
         ("64", 1000, 64),
-        (2000, 10, 10),
+        (10, 10, 10),
         (0.001, 10, 1),  # at least one
         ("100%", 7, 7),
         (1.0, 7, 7),
@@ -37,6 +37,21 @@ def test_budgets(budget, n, rows):
 def test_senseless_budgets_are_refused(budget):
     with pytest.raises(ConfigError, match="budget"):
         parse_budget(budget, 100)
+
+
+@pytest.mark.parametrize("budget", [11, "11", 11.0, "2000"])
+def test_more_rows_than_there_are_is_no_budget(budget):
+    with pytest.raises(
+        ConfigError, match=rf"budget of {int(float(budget))} rows exceeds the 10 rows.*lower it"
+    ):
+        parse_budget(budget, 10)
+    with pytest.raises(ConfigError, match="exceeds the 10 rows"):
+        select(np.arange(10.0), budget, scorer="x")
+
+
+def test_scores_of_which_none_is_defined_are_no_ground_to_choose_on():
+    with pytest.raises(DataError, match="recent: none of the 5 rows has a score.*another scorer"):
+        select(np.full(5, np.nan), 2, scorer="recent")
 
 
 def test_select_keeps_the_highest_and_counts_the_dropped():
@@ -58,14 +73,16 @@ def test_ties_are_broken_by_seed_not_by_row_number():
 
 
 @given(
-    st.lists(st.floats(width=32, allow_nan=True), min_size=1, max_size=40),
-    st.integers(1, 50),
+    st.lists(st.floats(width=32, allow_nan=True), max_size=39),
+    st.floats(width=32, allow_nan=False),
     st.integers(0, 5),
+    st.data(),
 )
-def test_selection_has_the_exact_size_and_no_dropped_row_beats_a_kept_one(values, budget, seed):
-    scores = np.array(values, dtype=np.float32)
+def test_selection_has_the_exact_size_and_no_dropped_row_beats_a_kept_one(values, defined, seed, data):
+    scores = np.array([*values, defined], dtype=np.float32)
+    budget = data.draw(st.integers(1, scores.size))
     kept = select(scores, budget, scorer="x", seed=seed).kept
-    assert kept.size == min(budget, scores.size) == np.unique(kept).size
+    assert kept.size == budget == np.unique(kept).size
     dropped = np.setdiff1d(np.arange(scores.size), kept)
     for row in dropped:
         if not np.isnan(scores[row]):

@@ -142,7 +142,10 @@ def select(
     ] = None,
     scorer: Annotated[
         str,
-        typer.Option("--scorer", help="dealrec, influence, effort, el2n, ccs, random, longest or recent."),
+        typer.Option(
+            "--scorer",
+            help="dealrec, influence, effort, el2n, grand, ccs, tf-dcon, recranker, random, longest, recent.",
+        ),
     ] = "dealrec",
     preset: Annotated[
         str | None, typer.Option("--preset", help="Of dealrec: frugal, paper or reference.")

@@ -25,8 +25,8 @@ class Scorer(ABC):
 
     name: ClassVar[str]
     """The name in the table of `frugalrec.selection`."""
-    prefers: ClassVar[str] = ""
-    """What a high score means, in a few words that go on from "prefers"; empty where it means nothing."""
+    prefers: ClassVar[str] = "rows with a high score"
+    """Which rows score high, in a few words that go on from "prefers"; empty where a score means nothing."""
     takes: ClassVar[frozenset[str]] = frozenset()
     """Which of these the constructor accepts: `seed`, `valid` (the validation fold), `llm` (the run's
     language model), `noun` (what one item is called), `cache` (a folder for what a killed call had done)
@@ -63,11 +63,14 @@ class Scorer(ABC):
 
 
 def parse_budget(budget: int | float | str, n: int) -> int:
-    """Return how many of `n` rows a budget allows; at least 1, at most n.
+    """Return how many of `n` rows a budget allows, 1 to n.
 
     Args:
         budget: A number of rows (1024), a share (0.02) or a percentage ("2%"). Shares round half up.
         n: Rows to choose from.
+
+    Raises:
+        ConfigError: If the budget is no such thing, or exceeds the rows there are.
 
     >>> parse_budget("2%", 1000), parse_budget(0.02, 1000), parse_budget("64", 1000)
     (20, 20, 64)
@@ -90,8 +93,13 @@ def parse_budget(budget: int | float | str, n: int) -> int:
         raise ConfigError(f"the budget {budget!r} is out of range; {remedy}")
     if not share and value != int(value):
         raise ConfigError(f"the budget {budget!r} is neither a whole number of rows nor a share; {remedy}")
-    rows = int(np.floor(value * n + 0.5)) if share else int(value)
-    return min(max(rows, 1), n)
+    if share:
+        return max(int(np.floor(value * n + 0.5)), 1)
+    if value > n:
+        raise ConfigError(
+            f'the budget of {int(value)} rows exceeds the {n} rows to choose from; lower it, or give "100%".'
+        )
+    return int(value)
 
 
 def select(scores: FloatArray, budget: int | float | str, *, scorer: str, seed: int = 0) -> Selection:
@@ -105,13 +113,22 @@ def select(scores: FloatArray, budget: int | float | str, *, scorer: str, seed: 
         budget: As in `parse_budget`.
         scorer: Name of the method that made the scores.
         seed: Seed of the tie-break.
+
+    Raises:
+        ConfigError: If the budget makes no sense or exceeds the rows.
+        DataError: If there are no rows, or none has a score.
     """
     scores = np.asarray(scores, dtype=np.float32)
     if scores.ndim != 1 or scores.size == 0:
         raise DataError(f"scores must be one value per row and at least one row; got shape {scores.shape}.")
+    undefined = np.isnan(scores)
+    if undefined.all():
+        raise DataError(
+            f"{scorer}: none of the {scores.size} rows has a score, so there is nothing to choose by; "
+            f"take another scorer, or random."
+        )
     size = parse_budget(budget, scores.size)
     tie_break = generator(seed, "selection", "ties").permutation(scores.size)
-    undefined = np.isnan(scores)
     order = np.lexsort((tie_break, -np.where(undefined, 0, scores), undefined))
     kept = np.sort(order[:size]).astype(np.int64)
     return Selection(kept=kept, scores=scores, scorer=scorer, budget=size, seed=seed)

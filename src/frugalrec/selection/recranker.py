@@ -19,7 +19,7 @@ from frugalrec.errors import ConfigError, DataError
 from frugalrec.ledger import measure
 from frugalrec.rng import generator
 from frugalrec.selection.base import parse_budget
-from frugalrec.selection.clusters import kmeans, rank_within
+from frugalrec.selection.clusters import finite, kmeans, rank_within
 from frugalrec.selection.surrogates import SurrogateScorer
 from frugalrec.types import DoubleArray, FloatArray, IntArray, LongArray, Selection
 
@@ -60,7 +60,9 @@ class RecRanker(SurrogateScorer):
             models = self._trained(dataset)
         with measure() as grouping:
             rng = generator(self.seed, "selection", "recranker", "clusters")
-            found = kmeans(_user_vectors(models, users[known], dataset), groups, rng)
+            vectors = _user_vectors(models, users[known], dataset)
+            finite(vectors, "recranker: the surrogate's states of users (did its training diverge?)")
+            found = kmeans(vectors, groups, rng)
         self.costs_ = {"surrogate": training.usage, self.name: grouping.usage}
         sizes = np.bincount(found.labels)
         coverage = found.labels.size / (sizes.size * sizes[found.labels])

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
+from frugalrec.engine import map_batches
 from frugalrec.selection.influence import BATCH, Batch, Problem, Progress, Vector
 from frugalrec.types import FloatArray
 
@@ -45,15 +46,17 @@ def row_gradient_norms(
     others = {name: value for name, value in problem.chosen.items() if name != TABLE}
     largest = max(sum(value.numel() for value in others.values()), problem.network.items.num_embeddings)
     size = max(min(batch_size, NUMBERS // largest), 1)
-    norms = np.full(len(problem.examples), np.nan, dtype=np.float32)
-    done = 0
-    for batch in problem.batches(size):
+    n = len(problem.examples)
+    norms = np.full(n, np.nan, dtype=np.float32)
+
+    def of_batch(batch: Batch) -> FloatArray:
         squares, pull = table_squares(problem, batch)
         squares += other_squares(problem, others, batch, pull)
-        norms[batch.rows] = squares.sqrt().float().numpy()
-        done += batch.rows.size
-        if progress is not None:
-            progress(done, len(problem.examples))
+        found: FloatArray = squares.sqrt().float().numpy()
+        return found
+
+    for batch, part in map_batches(of_batch, problem.batches(size), rows=n, progress=progress):
+        norms[batch.rows] = part
     return norms
 
 

@@ -16,9 +16,10 @@ from frugalrec import selection as scorers
 from frugalrec.config import RunConfig
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples, examples
-from frugalrec.errors import ConfigError, StorageError
+from frugalrec.errors import DataError, StorageError
 from frugalrec.ledger import Meter, Usage
 from frugalrec.runs import Observer, Run, Stage
+from frugalrec.selection.base import parse_budget
 from frugalrec.selection.diagnostics import describe
 from frugalrec.stages import data as data_stage
 from frugalrec.stages.artefacts import load_json, load_selection, save_json, save_selection
@@ -27,6 +28,9 @@ from frugalrec.types import FloatArray, Selection
 
 CACHE = "cache"
 """Folder of an unfinished selection from which a killed one goes on."""
+
+AUTO_BUDGET = 64
+"""Rows that the budget `auto` stands for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,13 +45,13 @@ class Samples:
 def select_samples(run: Run, config: RunConfig, data: Prepared, *, name: str = "selection") -> Samples:
     """Choose the training samples for the LLM from the train fold, in the stage called `name`."""
     section = config.selection
-    candidates = examples(data.split.train, window=section.window, min_history=section.min_history)
+    candidates, size = candidate_rows(config, data)
 
     def build(folder: Path, meter: Meter) -> None:
         # What a killed attempt had trained and computed lies in the unfinished stage, and only there.
         scorer = _scorer(run, config, data, name, folder / CACHE)
         scores = scorer.score(candidates, data.split.train)
-        kept = scorer.choose(scores, section.budget, seed=config.seed)
+        kept = scorer.choose(scores, size, seed=config.seed)
         parts = getattr(scorer, "parts_", {})
         influence = scores if scorer.name == "influence" else parts.get("influence")
         save_selection(folder / "selection.npz", kept)
@@ -63,6 +67,25 @@ def select_samples(run: Run, config: RunConfig, data: Prepared, *, name: str = "
     key |= {"noun": noun_of(config, data.dataset)} if "noun" in takes else {}
     stage = run.stage(name, key, build)
     return Samples(stage=stage, selection=load_selection(stage.path / "selection.npz"), candidates=candidates)
+
+
+def candidate_rows(config: RunConfig, data: Prepared) -> tuple[Examples, int]:
+    """Return the rows to choose from, and how many of them the budget allows; nothing slow happens.
+
+    Raises:
+        ConfigError: If there is no such scorer, or the budget makes no sense or exceeds the rows.
+        DataError: If there are no rows.
+    """
+    section = config.selection
+    scorers.scorer_class(section.scorer)
+    rows = examples(data.split.train, window=section.window, min_history=section.min_history)
+    if len(rows) == 0:
+        raise DataError(
+            f"no user has {section.min_history} training interactions before another one, so there are no "
+            f"samples to choose from; lower selection.min_history."
+        )
+    automatic = isinstance(section.budget, str) and section.budget.strip() == "auto"
+    return rows, min(AUTO_BUDGET, len(rows)) if automatic else parse_budget(section.budget, len(rows))
 
 
 def select_from(
@@ -98,19 +121,10 @@ def select_from(
     config = config.model_copy(update={"selection": section})
     with Run(folder, observer) as run:
         prepared = data_stage.prepare(run, config)
-        n = len(examples(prepared.split.train, window=section.window, min_history=section.min_history))
-        wanted = None if budget is None else _rows_asked(budget)
-        if wanted is not None and wanted > n:
-            raise ConfigError(f"the budget of {wanted} rows exceeds the {n} candidate rows; lower --budget.")
         samples = select_samples(run, config, prepared, name=f"selections/{scorer}")
     about: dict[str, Any] = load_json(samples.stage.path / "diagnostics.json")
     table = samples.stage.path / "selection.parquet"
     return {"scorer": scorer, "seed": config.seed, **about, "table": str(table)}
-
-
-def _rows_asked(budget: str) -> int | None:
-    """Return the rows that a budget names, or None for a share."""
-    return int(budget) if budget.strip().isdigit() else None
 
 
 def _scorer(run: Run, config: RunConfig, data: Prepared, name: str, cache: Path) -> scorers.Scorer:
