@@ -11,7 +11,7 @@ from frugalrec.reporting.document import ArmCost, Interval
 from frugalrec.reporting.frontier import _frontier, quality_cost
 from frugalrec.reporting.svg import COLOURS, blank
 
-MAKERS = [quality_cost, plots.deciles, plots.loss, plots.lengths, plots.stages]
+MAKERS = [quality_cost, plots.deciles, plots.loss, plots.lengths, plots.kept_deciles, plots.stages]
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,19 @@ def test_wider_bars_mean_longer_stages():
     assert widths == pytest.approx([wall / walls[2] * widths[2] for wall in walls], rel=1e-3)
 
 
+def test_higher_bars_mean_larger_shares_of_the_kept():
+    shares = [0.0, 0.1, 0.05, 0.05, 0.0, 0.1, 0.1, 0.1, 0.2, 0.3]
+    svg = plots.kept_deciles(sample(selection={"deciles": shares})).wide
+    bars = re.findall(
+        r'<path d="M [\d.]+ ([\d.]+) \nL [\d.]+ [\d.]+ \nL [\d.]+ ([\d.]+) [^"]*" clip-path', svg
+    )
+    heights = [float(bottom) - float(top) for bottom, top in bars]
+    assert heights == pytest.approx([share / 0.3 * heights[-1] for share in shares], abs=0.01)
+    # the dashed line stands where a tenth of the kept would reach
+    line = re.search(r'<path d="M [\d.]+ ([\d.]+) \nL [\d.]+ \1 \n"[^>]*stroke-dasharray', svg)
+    assert float(bars[0][0]) - float(line[1]) == pytest.approx(heights[1], abs=0.01)
+
+
 def test_a_histogram_of_many_lengths_shows_no_more_ticks_than_fit():
     lengths = {"edges": list(range(1, 42)), "all": [100] * 40, "kept": list(range(40))}
     plot = plots.lengths(sample(selection={"lengths": lengths}))
@@ -134,7 +147,7 @@ def test_a_histogram_of_many_lengths_shows_no_more_ticks_than_fit():
 
 def test_drawings_without_data_are_absent():
     report = sample(deciles=None, stages=(), tuning={"loss": [[0, 1.0]]}, selection={"lengths": None})
-    assert [make(report) for make in MAKERS[1:]] == [None] * 4
+    assert [make(report) for make in MAKERS[1:]] == [None] * 5
 
 
 def test_every_role_has_its_own_stand_in_colour():

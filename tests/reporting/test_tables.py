@@ -4,7 +4,7 @@ from dataclasses import replace
 from rich.console import Console
 from sample import sample
 
-from frugalrec.reporting import details, terminal_table
+from frugalrec.reporting import details, samples, terminal_table
 from frugalrec.reporting.document import Interval, StageCost
 from frugalrec.reporting.tables import quality_table, ranked
 
@@ -109,8 +109,8 @@ def test_a_short_loss_curve_is_whole():
 
 def test_absent_parts_have_no_table():
     report = sample(deciles=None, warmth=(), stages=(), selection=None, tuning=None, weights=None)
-    makers = (details.decile_table, details.warmth_table, details.stage_table, details.length_table,
-              details.example_table, details.loss_table, details.weight_table)  # fmt: skip
+    makers = (details.decile_table, details.warmth_table, details.stage_table, samples.length_table,
+              samples.example_table, details.loss_table, details.weight_table)  # fmt: skip
     assert [make(report) for make in makers] == [None] * len(makers)
 
 

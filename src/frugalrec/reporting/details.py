@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 from frugalrec.reporting import words
 from frugalrec.reporting.document import Arm, Report
@@ -46,19 +45,6 @@ def key_figures(report: Report) -> list[tuple[str, str, str]]:
             )
         )
     return figures
-
-
-def selection_facts(report: Report) -> list[tuple[str, str]]:
-    """Return how samples were chosen, as pairs of title and value."""
-    facts = report.selection or {}
-    pairs = [
-        ("Scorer", words.clean(facts.get("scorer", words.DASH))),
-        ("Candidate samples", words.count(facts.get("candidates"))),
-        ("Budget", words.count(facts.get("budget"))),
-        ("Kept", words.count(facts.get("kept"))),
-        ("Seed", words.clean(facts.get("seed", words.DASH))),
-    ]
-    return [pair for pair in pairs if pair[1] != words.DASH]
 
 
 def tuning_facts(report: Report) -> list[tuple[str, str]]:
@@ -208,36 +194,6 @@ def weight_table(report: Report) -> Table | None:
     return replace(table, rows=tuple(rows))
 
 
-def length_table(report: Report) -> Table | None:
-    """Return how long the histories of kept and of all samples are."""
-    lengths = (report.selection or {}).get("lengths")
-    if not lengths:
-        return None
-    edges = lengths["edges"]
-    titles = ("All samples", "Kept samples")
-    columns = (Column(title="History length", numeric=False), *(Column(title=title) for title in titles))
-    rows = []
-    for i, (everything, kept) in enumerate(zip(lengths["all"], lengths["kept"], strict=True)):
-        span = f"{words.plain(edges[i])} to {words.plain(edges[i + 1])}"
-        rows.append(Row(cells=(Cell(text=span, sort=edges[i]), _count_cell(everything), _count_cell(kept))))
-    caption = "Samples by history length; a span leaves out its upper end."
-    return Table(key="lengths", caption=caption, columns=columns, rows=tuple(rows))
-
-
-def example_table(report: Report) -> Table | None:
-    """Return some of the kept samples."""
-    examples = (report.selection or {}).get("examples")
-    if not examples:
-        return None
-    keys = list(dict.fromkeys(key for example in examples for key in example))
-    columns = tuple(
-        Column(title=words.metric_name(key), numeric=all(_is_number(row.get(key)) for row in examples))
-        for key in keys
-    )
-    rows = tuple(Row(cells=tuple(_any_cell(row.get(key)) for key in keys)) for row in examples)
-    return Table(key="kept", caption="Some of the kept samples.", columns=columns, rows=rows)
-
-
 def _name_cell(arm: Arm) -> Cell:
     label = words.clean(arm.label)
     return Cell(text=label, note=words.kind_name(arm.kind), sort=label)
@@ -245,20 +201,6 @@ def _name_cell(arm: Arm) -> Cell:
 
 def _count_cell(value: float | None) -> Cell:
     return Cell(text=words.count(value), sort=value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _any_cell(value: Any) -> Cell:
-    if value is None or (isinstance(value, float) and not words.defined(value)):
-        return Cell(text=words.DASH)
-    if isinstance(value, float):
-        return Cell(text=words.fixed(value), sort=value)
-    if isinstance(value, list | tuple):
-        return Cell(text=words.clean("; ".join(str(part) for part in value)))
-    return Cell(text=words.clean(value), sort=value if isinstance(value, int) else words.clean(value))
 
 
 def _total(values: Sequence[float | None], key: str) -> float | None:

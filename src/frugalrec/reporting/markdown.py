@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from frugalrec.reporting import details
+from frugalrec.reporting import details, samples
 from frugalrec.reporting.document import Report
 from frugalrec.reporting.judge import verdict
 from frugalrec.reporting.tables import Cell, Table, quality_table, ranked
@@ -20,7 +20,8 @@ def render_markdown(report: Report) -> str:
     described = [
         f"- **{_text(arm.label)}:** {_text(arm.description)}" for arm in ranked(report) if arm.description
     ]
-    selection = _facts(details.selection_facts(report)) if report.selection else ""
+    selection = _facts(samples.selection_facts(report)) if report.selection else ""
+    chosen = (samples.decile_table, samples.length_table, samples.example_table, samples.cost_table)
     tuning = _facts(details.tuning_facts(report)) if report.tuning else ""
     sections = [
         ("Quality and cost of every arm", [_table(quality_table(report)), "\n".join(described)]),
@@ -28,10 +29,7 @@ def render_markdown(report: Report) -> str:
         ("Active and inactive users", [_table(details.decile_table(report))]),
         ("Cold and warm items", [_table(details.warmth_table(report))]),
         ("Audit of the data", [_audit(report)]),
-        (
-            "Samples kept for tuning",
-            [selection, *map(_table, (details.length_table(report), details.example_table(report)))],
-        ),
+        ("Samples kept for tuning", [selection, *(_table(make(report)) for make in chosen)]),
         ("Tuning", [tuning, _table(details.loss_table(report))]),
         ("Fusion weight", [_table(details.weight_table(report))]),
         ("Cost by stage", [_table(details.stage_table(report))]),

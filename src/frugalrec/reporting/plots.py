@@ -136,6 +136,32 @@ def lengths(report: Report) -> Plot | None:
     )
 
 
+def kept_deciles(report: Report) -> Plot | None:
+    """Draw the share of kept samples in each tenth of the scores."""
+    shares = (report.selection or {}).get("deciles")
+    if not shares:
+        return None
+    top = shares[-1] / sum(shares)
+    description = (
+        f"Share of the kept samples in each tenth of the scores; the highest holds {words.percent(top)}. "
+        f"The dashed line is a choice that does not look at the scores."
+    )
+
+    def draw(width: int, height: int) -> Figure:
+        figure, axes = blank(width, height)
+        xs = list(range(1, len(shares) + 1))
+        axes.bar(xs, [100 * share for share in shares], 0.7, color=COLOURS["llm"])
+        line = axes.axhline(100 / len(shares), color=COLOURS["muted"], linewidth=1.2, linestyle=(0, (5, 3)))
+        figure.legend([line], ["by chance"], loc="outside upper right", frameon=False, fontsize=10)
+        axes.set_xticks(xs)
+        axes.set_xlabel("Tenth of the scores, lowest first")
+        axes.set_title("Share of kept samples, %", loc="left", fontsize=11, color=COLOURS["muted"])
+        return figure
+
+    title = "Kept samples by score"
+    return both("kept-deciles-plot", title, description, draw, (240, 240), wide=_HALF)
+
+
 def stages(report: Report) -> Plot | None:
     """Draw wall time by stage."""
     if not report.stages or not any(stage.wall_s for stage in report.stages):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from frugalrec.reporting import details, plots, words
+from frugalrec.reporting import details, plots, samples, words
 from frugalrec.reporting.document import Report
 from frugalrec.reporting.frontier import quality_cost
 from frugalrec.reporting.judge import verdict
@@ -30,7 +30,7 @@ def page_sections(report: Report) -> list[tuple[str, str, str]]:
         ("activity", "Active and inactive users", activity(report)),
         ("warmth", "Cold and warm items", _table(details.warmth_table(report))),
         ("audit", "Audit of the data", audit(report)),
-        ("samples", "Samples kept for tuning", samples(report)),
+        ("samples", "Samples kept for tuning", chosen_samples(report)),
         ("tuning", "Tuning", tuning(report)),
         ("weights", "Fusion weight", _table(details.weight_table(report))),
         ("stages", "Cost by stage", stages(report)),
@@ -113,17 +113,24 @@ def audit(report: Report) -> str:
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
-def samples(report: Report) -> str:
-    """Return how the training samples were chosen."""
+def chosen_samples(report: Report) -> str:
+    """Return how the training samples were chosen, which they are, and what that cost."""
     if not report.selection:
         return ""
-    plot, table = plots.lengths(report), details.length_table(report)
-    drawn = (
-        figure(plot, half=True, below=folded("The numbers behind the drawing", _table(table))) if plot else ""
-    )
-    examples = details.example_table(report)
-    kept = folded("Some kept samples", draw_table(examples)) if examples else ""
-    return facts_list(details.selection_facts(report)) + drawn + kept
+    parts = [facts_list(samples.selection_facts(report))]
+    for plot, table in (
+        (plots.kept_deciles(report), samples.decile_table(report)),
+        (plots.lengths(report), samples.length_table(report)),
+    ):
+        if plot:
+            below = folded("The numbers behind the drawing", _table(table))
+            parts.append(figure(plot, half=True, below=below))
+    for title, table in (
+        ("Some samples", samples.example_table(report)),
+        ("Cost of choosing and tuning", samples.cost_table(report)),
+    ):
+        parts.append(f"<h3>{title}</h3>{draw_table(table)}" if table else "")
+    return "".join(parts)
 
 
 def tuning(report: Report) -> str:

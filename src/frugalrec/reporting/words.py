@@ -67,6 +67,11 @@ def plain(value: float | None) -> str:
     return f"{value:,.6g}".replace("-", "−") if value is not None and math.isfinite(value) else DASH
 
 
+def digits(value: float | None) -> str:
+    """Return a number of any size with three significant digits, such as ``0.912`` or ``−3.1e−06``."""
+    return DASH if value is None or not math.isfinite(value) else plain(float(f"{value:.3g}"))
+
+
 def count(value: float | None) -> str:
     """Return a whole number with commas."""
     return f"{value:,.0f}" if value is not None and math.isfinite(value) else DASH

@@ -17,6 +17,7 @@ class Random(Scorer):
     """A uniformly random choice, the strongest simple baseline of data pruning."""
 
     name: ClassVar[str] = "random"
+    prefers: ClassVar[str] = ""
     takes: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     def __init__(self, *, seed: int = 0) -> None:

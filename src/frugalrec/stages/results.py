@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from frugalrec import __version__
 from frugalrec.config import RunConfig
 from frugalrec.data.splits import Split
@@ -36,6 +34,7 @@ from frugalrec.runs import Run
 from frugalrec.stages.arms import Candidate, cheap_arm, llm_arms
 from frugalrec.stages.artefacts import load_json
 from frugalrec.stages.cheap import CONTROLS, CheapArm
+from frugalrec.stages.choice import selection_facts
 from frugalrec.stages.data import Prepared
 from frugalrec.stages.llm import TUNED, Served, Variant
 
@@ -87,7 +86,7 @@ def assemble(
         stages=_stages(run, prices),
         currency=prices.currency if prices else None,
         prices_as_of=prices.as_of if prices else None,
-        selection=_selection(served, data) if served else None,
+        selection=_selection(config, served) if served else None,
         tuning=_tuning(served, config) if served else None,
         weights=_weights(chosen, config) if chosen else None,
         notes=_notes(config, data, served),
@@ -220,32 +219,10 @@ def _facts(data: Prepared) -> DatasetFacts:
     return facts
 
 
-def _selection(served: Served, data: Prepared) -> SelectionFacts:
-    chosen, rows = served.samples.selection, served.samples.candidates
-    lengths = np.diff(rows.indptr)
-    edges = np.arange(lengths.min(), lengths.max() + 2)
-    titles = data.dataset.titles
-    examples = [
-        {
-            "history": "; ".join(titles[i] for i in rows.history(int(row))[-4:]),
-            "target": titles[int(rows.targets[row])],
-            "score": float(chosen.scores[row]),
-        }
-        for row in chosen.kept[:5]
-    ]
-    return SelectionFacts(
-        scorer=chosen.scorer,
-        budget=chosen.budget,
-        candidates=len(rows),
-        kept=int(chosen.kept.size),
-        seed=chosen.seed,
-        examples=examples,
-        lengths={
-            "edges": edges.tolist(),
-            "all": np.histogram(lengths, edges)[0].tolist(),
-            "kept": np.histogram(lengths[chosen.kept], edges)[0].tolist(),
-        },
-    )
+def _selection(config: RunConfig, served: Served) -> SelectionFacts:
+    tuning = None if served.tuning is None else served.tuning.usage
+    evidence = {} if served.adapter is None else served.adapter.evidence
+    return selection_facts(config, served.samples, tuning, evidence)
 
 
 def _tuning(served: Served, config: RunConfig) -> TuningFacts | None:
