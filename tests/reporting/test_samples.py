@@ -50,17 +50,24 @@ def test_without_tuning_the_cost_has_no_estimate():
 
 def test_rows_say_whether_they_were_kept():
     table = samples.example_table(sample())
-    assert [column.title for column in table.columns] == [
-        "Target",
-        "History",
-        "Influence",
-        "Effort",
-        "Score",
-        "",
-    ]
-    assert [column.numeric for column in table.columns] == [False, True, True, True, True, False]
-    assert texts(table)[2] == ["Thief (1981)", "3", "−1.3e−06", "2.1", "1.2", "kept"]
-    assert [row[-1] for row in texts(table)] == ["kept"] * 3 + ["left out"] * 2
+    assert [column.title for column in table.columns] == ["Target", "History", "Influence", "Effort", "Score"]
+    assert [column.numeric for column in table.columns] == [False, True, True, True, True]
+    assert texts(table)[2] == ["Thief (1981)", "3", "−1.3e−06", "2.103", "1.201"]
+    assert [row.cells[0].note for row in table.rows] == ["", "", "", "left out", "left out"]
+
+
+@pytest.mark.parametrize(
+    ("scores", "shown"),
+    [
+        ([12345.6, 0.2], ["12,346", "0"]),
+        ([0.0123, -0.001], ["0.01230", "−0.00100"]),
+        ([0.0, 0.0], ["0", "0"]),
+        ([1e-7, 2.5e-9], ["1e−07", "2.5e−09"]),
+    ],
+)
+def test_the_largest_number_of_a_column_sets_its_decimals(scores, shown):
+    rows = [{"target": "x", "score": score} for score in scores]
+    assert [row[1] for row in texts(samples.example_table(sample(selection={"examples": rows})))] == shown
 
 
 def test_rows_without_a_part_have_a_dash_there():
@@ -69,7 +76,7 @@ def test_rows_without_a_part_have_a_dash_there():
         {"target": "Ali", "effort": math.nan, "score": 1.0},
     ]
     table = samples.example_table(sample(selection={"examples": rows}))
-    assert texts(table) == [["Heat", "–", "0.5"], ["Ali", "–", "1"]]
+    assert texts(table) == [["Heat", "–", "0.500"], ["Ali", "–", "1.000"]]
     assert table.columns[1].numeric
 
 

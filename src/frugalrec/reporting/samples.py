@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 from frugalrec.reporting import words
@@ -28,7 +30,7 @@ def selection_facts(report: Report) -> list[tuple[str, str]]:
             "Prefers",
             words.clean(facts.get("prefers", words.DASH)) or "nothing: every row has the same chance",
         ),
-        ("Options", words.clean(options) or words.DASH),
+        ("Options", words.clean(options) or "defaults" if "options" in facts else words.DASH),
         ("Candidate samples", words.count(facts.get("candidates"))),
         ("Budget", words.count(facts.get("budget"))),
         ("Kept", _of(facts.get("kept"), facts.get("candidates"))),
@@ -76,25 +78,27 @@ def decile_table(report: Report) -> Table | None:
 def example_table(report: Report) -> Table | None:
     """Return some of the kept samples, and some that were left out."""
     facts = report.selection or {}
-    marked = [(row, "kept") for row in facts.get("examples") or ()]
-    marked += [(row, "left out") for row in facts.get("left_out") or ()]
-    if not marked:
+    kept, left_out = facts.get("examples") or [], facts.get("left_out") or []
+    shown = [*kept, *left_out]
+    if not shown:
         return None
-    keys = list(dict.fromkeys(key for row, _ in marked for key in row))
-    columns = [
-        Column(title=words.metric_name(key), numeric=all(_is_number(row.get(key)) for row, _ in marked))
-        for key in keys
-    ]
-    both = bool(facts.get("left_out"))
-    rows = tuple(
-        Row(cells=tuple([*(_cell(row.get(key)) for key in keys), *([Cell(text=mark)] if both else [])]))
-        for row, mark in marked
+    keys = list(dict.fromkeys(key for row in shown for key in row))
+    values = {key: [row.get(key) for row in shown] for key in keys}
+    columns = tuple(
+        Column(title=words.metric_name(key), numeric=all(map(_is_number, values[key]))) for key in keys
     )
-    caption = "Some of the kept samples"
-    if both and "score" in keys:
-        caption = "The kept samples with the highest scores, and the highest and lowest scores left out"
-    columns += [Column(title="", numeric=False)] if both else []
-    return Table(key="kept", caption=f"{caption}.", columns=tuple(columns), rows=rows)
+    cells = [[_cell(value, _decimals(column)) for value in column] for column in values.values()]
+    cells[0] = [
+        replace(cell, note="left out") if number >= len(kept) else cell
+        for number, cell in enumerate(cells[0])
+    ]
+    rows = tuple(Row(cells=row) for row in zip(*cells, strict=True))
+    caption = "Some of the kept samples."
+    if left_out:
+        caption = "Some of the kept samples and, marked, some that were left out."
+        if "score" in keys:
+            caption = "The highest scores that were kept and, marked, the highest and lowest that were not."
+    return Table(key="kept", caption=caption, columns=columns, rows=rows)
 
 
 def cost_table(report: Report) -> Table | None:
@@ -104,7 +108,7 @@ def cost_table(report: Report) -> Table | None:
     if not cost or not cost.get("parts"):
         return None
     full = cost.get("full")
-    titles = ["Wall time", "LLM tokens", *(["Of all time", "Of all tokens"] if full else [])]
+    titles = ["Wall time", "LLM tokens", *(["Share of time", "Share of tokens"] if full else [])]
     columns = (Column(title="Part", numeric=False), *(Column(title=title) for title in titles))
     rows = [_cost_row(_part_name(part["name"]), part, full) for part in cost["parts"]]
     rows.append(_cost_row("Together", cost["together"], full, mark="total"))
@@ -114,9 +118,9 @@ def cost_table(report: Report) -> Table | None:
         rows.append(_cost_row(name, full, full, note="estimate"))
         caption = (
             f"Choosing and tuning took {words.percent(cost.get('time_ratio'))} of the time and "
-            f"{words.percent(cost.get('token_ratio'))} of the tokens of tuning on all samples. The latter "
-            f"is an estimate: what tuning took, and for each further sample what one took in this run "
-            f"({_further(cost['further'])})."
+            f"{words.percent(cost.get('token_ratio'))} of the tokens of tuning on all samples, to which all "
+            f"shares refer. That is an estimate: what tuning took, and for each further sample what one took "
+            f"in this run ({_further(cost['further'])})."
         )
     return Table(key="cost", caption=caption, columns=columns, rows=tuple(rows))
 
@@ -167,11 +171,20 @@ def _is_number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _cell(value: Any) -> Cell:
+def _decimals(column: list[Any]) -> int | None:
+    """Return with how many decimals the largest number has four digits; None where that is too many."""
+    sizes = [abs(value) for value in column if isinstance(value, float) and words.defined(value) and value]
+    needed = 3 - math.floor(math.log10(max(sizes))) if sizes else 0
+    return max(needed, 0) if needed <= 6 else None
+
+
+def _cell(value: Any, decimals: int | None) -> Cell:
     if value is None or (isinstance(value, float) and not words.defined(value)):
         return Cell(text=words.DASH)
     if isinstance(value, float):
-        return Cell(text=words.digits(value), sort=value)
+        return Cell(
+            text=words.digits(value) if decimals is None else words.fixed(value, decimals), sort=value
+        )
     if isinstance(value, list | tuple):
         return Cell(text=words.clean("; ".join(str(part) for part in value)))
     return Cell(text=words.clean(value), sort=value if isinstance(value, int) else words.clean(value))
