@@ -123,7 +123,7 @@ def lengths(report: Report) -> Plot | None:
         axes.set_xticks(xs[::every], spans[::every])
         axes.set_xlabel("History length")
         axes.set_title("Share of samples, %", loc="left", fontsize=11, color=COLOURS["muted"])
-        axes.legend(frameon=False, fontsize=10)
+        figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=10)
         return figure
 
     return both(
