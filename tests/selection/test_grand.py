@@ -7,6 +7,7 @@ import torch
 from frugalrec.data.examples import examples
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.recommenders import create as recommender
+from frugalrec.recommenders.networks import SequenceNetwork
 from frugalrec.selection import create, row_gradients
 from frugalrec.selection.influence import Problem
 from frugalrec.selection.row_gradients import row_gradient_norms
@@ -76,6 +77,29 @@ def test_what_cannot_be_vectorised_gets_a_pass_a_row(monkeypatch):
 
     monkeypatch.setattr(row_gradients, "vmap", refused)
     np.testing.assert_allclose(row_gradient_norms(problem), expected, rtol=1e-4)
+
+
+def test_a_network_that_reads_the_table_past_its_look_ups_is_refused():
+    class Bypass(SequenceNetwork):
+        def next_states(self, items, lengths):
+            return self.items(items).mean(dim=1) + self.items.weight[3]
+
+    network = Bypass(DATA.n_items, embedding_size=8)
+    with pytest.raises(ConfigError, match="gradients of Bypass have no closed form.*by calling `items` only"):
+        row_gradient_norms(Problem(network, ROWS, max_length=5))
+
+
+def test_a_network_of_a_table_alone_has_its_closed_form():
+    class Mean(SequenceNetwork):
+        def next_states(self, items, lengths):
+            inside = torch.arange(items.shape[1]) < lengths[:, None]
+            return (self.items(items) * inside[..., None]).sum(dim=1) / lengths[:, None]
+
+    model = fitted("sasrec")
+    model.network_ = Mean(DATA.n_items, embedding_size=8)
+    scores = create("grand", surrogates=[model]).score(ROWS, DATA)
+    for row in np.flatnonzero(~np.isnan(scores))[::29]:
+        assert scores[row] == pytest.approx(naive_norm(model, row), rel=1e-4)
 
 
 def test_the_network_is_left_as_it_was():

@@ -93,7 +93,8 @@ def test_selection_has_the_exact_size_and_no_dropped_row_beats_a_kept_one(values
 class TestScorers(ScorerContract):
     def build(self, name):
         small = {"options": {"epochs": 2, "embedding_size": 8}}
-        return create(name, **(small if issubclass(scorer_class(name), SurrogateScorer) else {}))
+        few = {"groups": 5} if name == "ccs" else {}
+        return create(name, **(small | few if issubclass(scorer_class(name), SurrogateScorer) else {}))
 
 
 def test_unknown_scorer_names_the_choices():

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
 from frugalrec.engine import map_batches
+from frugalrec.errors import ConfigError
 from frugalrec.selection.influence import BATCH, Batch, Problem, Progress, Vector
 from frugalrec.types import FloatArray
 
@@ -42,6 +43,10 @@ def row_gradient_norms(
 
     Returns:
         NaN where a row has no history.
+
+    Raises:
+        ConfigError: If the network uses its item table otherwise than by look-ups, so that the closed form
+            does not hold; one row is computed plainly to find out.
     """
     others = {name: value for name, value in problem.chosen.items() if name != TABLE}
     largest = max(sum(value.numel() for value in others.values()), problem.network.items.num_embeddings)
@@ -55,6 +60,8 @@ def row_gradient_norms(
         found: FloatArray = squares.sqrt().float().numpy()
         return found
 
+    for first in problem.batches(1, np.flatnonzero(np.diff(problem.examples.indptr))[:1]):
+        _check(problem, first, float(of_batch(first)[0]))
     for batch, part in map_batches(of_batch, problem.batches(size), rows=n, progress=progress):
         norms[batch.rows] = part
     return norms
@@ -74,7 +81,8 @@ def table_squares(problem: Problem, batch: Batch) -> tuple[Tensor, Tensor]:
         errors = torch.softmax(hidden @ table.T, dim=1)
         errors[torch.arange(len(errors)), batch.asked.targets] -= 1
         pull = errors @ table
-        deltas = torch.autograd.grad(states, [embedded for _, embedded in lookups], pull)
+        embedded = [one for _, one in lookups]
+        deltas = torch.autograd.grad(states, embedded, pull, allow_unused=True, materialize_grads=True)
     squares = errors.square().sum(dim=1).double() * hidden.square().sum(dim=1).double()
     n_items, width = table.shape
     own = torch.arange(len(errors))
@@ -106,6 +114,8 @@ def other_squares(problem: Problem, others: Vector, batch: Batch, pull: Tensor) 
         product: Tensor = (states[0] * direction).sum()
         return product
 
+    if not others:
+        return torch.zeros(len(pull), dtype=torch.float64)
     of_row = grad(pulled)
     rows = (batch.items, batch.lengths, pull)
     # Copies of the parameters, not shared ones: recurrent layers write into products of parameters.
@@ -117,6 +127,21 @@ def other_squares(problem: Problem, others: Vector, batch: Batch, pull: Tensor) 
     except (NotImplementedError, RuntimeError):
         single = (of_row(others, *row) for row in zip(*rows, strict=True))
         return torch.cat([_squares({name: g[None] for name, g in one.items()}) for one in single])
+
+
+def _check(problem: Problem, batch: Batch, norm: float) -> None:
+    """Compare one row's norm with that of a plain backward pass."""
+    chosen = {name: value.clone().requires_grad_() for name, value in problem.chosen.items()}
+    with torch.enable_grad():
+        states, table = problem.at(chosen, batch)
+        loss = torch.nn.functional.cross_entropy(states @ table.T, batch.asked.targets)
+        gradients = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
+    plain = sum(float(one.double().square().sum()) for one in gradients if one is not None) ** 0.5
+    if np.isfinite(plain) and abs(norm - plain) > 1e-3 * plain + 1e-6:
+        raise ConfigError(
+            f"the gradients of {type(problem.network).__name__} have no closed form (norm {norm:g} in place "
+            f"of {plain:g}): it must read its item table by calling `items` only; take another surrogate."
+        )
 
 
 @contextmanager

@@ -59,3 +59,14 @@ class ScorerContract:
         scores = self.build(name).score(self.rows(), self.data)
         kept = select(scores, 7, scorer=name).kept
         _check(kept.size == 7 and (np.diff(kept) > 0).all(), "expected seven ascending row numbers")
+
+    def test_its_own_choice_has_the_asked_size(self, name: str) -> None:
+        """`choose` keeps exactly as many rows as the budget says, the same ones for the same seed."""
+        scorer = self.build(name)
+        scores = scorer.score(self.rows(), self.data)
+        for budget in (1, 7, "50%"):
+            one, two = (scorer.choose(scores, budget, seed=3) for _ in range(2))
+            size = 20 if budget == "50%" else budget
+            _check(one.kept.size == one.budget == size, f"a budget of {budget} kept {one.kept.size} rows")
+            _check((np.diff(one.kept) > 0).all(), "the kept rows do not ascend")
+            _check(np.array_equal(one.kept, two.kept), "two choices with one seed differ")
