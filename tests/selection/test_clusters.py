@@ -85,8 +85,8 @@ def test_one_seed_one_result_and_another_seed_another():
 @pytest.mark.parametrize(
     ("vectors", "k", "error", "message"),
     [
-        (np.zeros((4, 2)), 0, ConfigError, "clusters=0 must lie in 1..4"),
-        (np.zeros((4, 2)), 5, ConfigError, "clusters=5 must lie in 1..4"),
+        (np.zeros((4, 2)), 0, ConfigError, "clusters=0 must be a whole number in 1..4"),
+        (np.zeros((4, 2)), 5, ConfigError, "clusters=5 must be a whole number in 1..4"),
         (np.zeros(4), 1, DataError, r"shape \(n, d\).*got \(4,\)"),
         (np.array([[1.0], [np.nan]]), 1, DataError, "line 1 holds NaN"),
     ],

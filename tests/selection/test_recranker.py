@@ -134,7 +134,9 @@ def test_several_surrogates_stand_side_by_side(surrogate):
 def test_senseless_options_are_named(surrogate):
     users = np.unique(ROWS.users).size
     for clusters in (0, users + 1):
-        with pytest.raises(ConfigError, match=f"clusters={clusters} must lie in 1..{users}, the number of"):
+        with pytest.raises(
+            ConfigError, match=f"clusters={clusters} must be .* in 1..{users}, the number of users"
+        ):
             create("recranker", surrogates=[surrogate], clusters=clusters).score(ROWS, DATA)
     with pytest.raises(DataError, match="never trained"):
         create("recranker", surrogates=[recommender("sasrec")]).score(ROWS, DATA)

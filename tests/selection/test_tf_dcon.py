@@ -130,9 +130,11 @@ def test_another_seed_may_choose_others_and_the_same_does_not():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"clusters": 0}, ConfigError, "clusters=0 must lie in 1.."),
-        ({"clusters": 9999}, ConfigError, f"clusters=9999 must lie in 1..{len(ROWS)}"),
-        ({"dimensions": 0}, ConfigError, "dimensions must be at least 1, not 0"),
+        ({"clusters": 0}, ConfigError, "clusters=0 must be a whole number in 1.."),
+        ({"clusters": 9999}, ConfigError, f"clusters=9999 must be a whole number in 1..{len(ROWS)}"),
+        ({"clusters": 2.5}, ConfigError, "clusters=2.5 must be a whole number"),
+        ({"dimensions": 0}, ConfigError, "dimensions must be a whole number of at least 1, not 0"),
+        ({"dimensions": "many"}, ConfigError, "not 'many'"),
         ({"vectors": np.zeros((3, 2))}, DataError, r"expected shape \(8, d\).*got \(3, 2\)"),
         ({"vectors": np.zeros(8)}, DataError, r"got \(8,\)"),
         ({"vectors": [["a"]] * 8}, DataError, "expected a table of numbers"),

@@ -50,8 +50,7 @@ def kmeans(
         DataError: If a vector is not finite.
     """
     values = finite(vectors, "the rows to group")
-    if not 1 <= k <= values.shape[0]:
-        raise ConfigError(f"clusters={k} must lie in 1..{values.shape[0]}, the number of rows to group.")
+    check_groups(k, values.shape[0], "rows to group")
     distinct, place, counts = np.unique(values, axis=0, return_inverse=True, return_counts=True)
     place = place.reshape(-1)  # numpy 2.0 gives it another shape
     middle = values.mean(axis=0)
@@ -68,6 +67,21 @@ def kmeans(
         centres = _means(points, weights, labels, len(centres))
     distances = np.linalg.norm(points - centres[labels], axis=1)
     return Clusters(centres=centres + middle, labels=labels[place], distances=distances[place])
+
+
+def check_groups(clusters: Any, n: int, of: str) -> None:
+    """Refuse a number of groups that is no whole number from 1 to n.
+
+    Args:
+        clusters: What was given.
+        n: How many there are to group.
+        of: What they are, for the message.
+
+    Raises:
+        ConfigError: If it is out of range.
+    """
+    if not isinstance(clusters, int) or not 1 <= clusters <= n:
+        raise ConfigError(f"clusters={clusters!r} must be a whole number in 1..{n}, the number of {of}.")
 
 
 def finite(vectors: Any, what: str, shape: tuple[int | None, int | None] = (None, None)) -> DoubleArray:

@@ -59,8 +59,10 @@ def stratified(
     left = order[low : order.size - high]
     if bins not in get_args(Bins):
         raise ConfigError(f"unknown bins {bins!r}; choose {' or '.join(get_args(Bins))}.")
-    if not 1 <= groups <= left.size:
-        raise ConfigError(f"groups={groups} must lie in 1..{left.size}, the rows with a score.")
+    if not isinstance(groups, int) or not 1 <= groups <= left.size:
+        raise ConfigError(
+            f"groups={groups!r} must be a whole number in 1..{left.size}, the rows with a score."
+        )
     size = parse_budget(budget, values.size)
     if size > left.size:
         raise ConfigError(

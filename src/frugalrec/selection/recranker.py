@@ -15,11 +15,11 @@ import numpy as np
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
-from frugalrec.errors import ConfigError, DataError
+from frugalrec.errors import DataError
 from frugalrec.ledger import measure
 from frugalrec.rng import generator
 from frugalrec.selection.base import parse_budget
-from frugalrec.selection.clusters import finite, kmeans, rank_within
+from frugalrec.selection.clusters import check_groups, finite, kmeans, rank_within
 from frugalrec.selection.surrogates import SurrogateScorer
 from frugalrec.types import DoubleArray, FloatArray, IntArray, LongArray, Selection
 
@@ -46,7 +46,7 @@ class RecRanker(SurrogateScorer):
         """Store the options.
 
         Args:
-            clusters: Groups of users; default: 32, or as many as there are users.
+            clusters: Groups of users; default: 32, or one for ten users where these are fewer.
             **surrogate: As in `SurrogateScorer`.
         """
         super().__init__(**surrogate)
@@ -99,9 +99,8 @@ class RecRanker(SurrogateScorer):
         if n == 0:
             raise DataError("recranker: no user of these rows has an interaction; give other rows.")
         if self.clusters is None:
-            return min(GROUPS, n)
-        if not 1 <= self.clusters <= n:
-            raise ConfigError(f"recranker: clusters={self.clusters} must lie in 1..{n}, the number of users.")
+            return min(GROUPS, max(n // 10, 1))
+        check_groups(self.clusters, n, "users")
         return self.clusters
 
 

@@ -100,8 +100,10 @@ class SurrogateScorer(Scorer):
         from frugalrec.recommenders import create
         from frugalrec.recommenders.sequential import SequentialRecommender
 
-        if self.n_surrogates < 1:
-            raise ConfigError(f"{self.name}: n_surrogates must be at least 1, not {self.n_surrogates}.")
+        if not isinstance(self.n_surrogates, int) or self.n_surrogates < 1:
+            raise ConfigError(
+                f"{self.name}: n_surrogates must be a whole number of at least 1, not {self.n_surrogates!r}."
+            )
         models: list[Any] = list(self.surrogates or [])
         if not models:
             for number in range(self.n_surrogates):

@@ -15,11 +15,11 @@ import scipy.sparse as sp
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
-from frugalrec.errors import ConfigError, DataError
+from frugalrec.errors import DataError
 from frugalrec.ledger import measure
 from frugalrec.rng import generator
 from frugalrec.selection.base import Scorer, parse_budget
-from frugalrec.selection.clusters import finite, kmeans, rank_within
+from frugalrec.selection.clusters import check_groups, finite, kmeans, rank_within
 from frugalrec.selection.title_vectors import title_vectors
 from frugalrec.types import DoubleArray, FloatArray, Selection
 
@@ -59,10 +59,8 @@ class TFDCon(Scorer):
         return scores
 
     def _typicality(self, examples: Examples, dataset: Dataset) -> FloatArray:
-        if self.clusters is not None and not 1 <= self.clusters <= len(examples):
-            raise ConfigError(
-                f"tf-dcon: clusters={self.clusters} must lie in 1..{len(examples)}, the number of rows."
-            )
+        if self.clusters is not None:
+            check_groups(self.clusters, len(examples), "rows")
         if self.vectors is None:
             rng = generator(self.seed, "selection", "tf-dcon", "vectors")
             items = title_vectors(dataset.titles, self.dimensions, rng)

@@ -34,8 +34,8 @@ def title_vectors(titles: Sequence[str], dimensions: int, rng: np.random.Generat
     Raises:
         ConfigError: If `dimensions` is below 1.
     """
-    if dimensions < 1:
-        raise ConfigError(f"dimensions must be at least 1, not {dimensions}.")
+    if not isinstance(dimensions, int) or dimensions < 1:
+        raise ConfigError(f"dimensions must be a whole number of at least 1, not {dimensions!r}.")
     weights = tf_idf(titles)
     if min(weights.shape) <= dimensions:
         # No more singular vectors than asked for: all of them, in any basis.
