@@ -20,7 +20,14 @@ recommenders:
   names: [random, popularity, ease, sasrec]
   options: {sasrec: {epochs: 3, embedding_size: 8, layers: 1, heads: 1}}
   depth: 20
-selection: {budget: 6, window: 4}
+selection:
+  scorer: dealrec
+  options:
+    influence: {options: {epochs: 3, embedding_size: 8}}
+    effort: {max_batch_tokens: 400}
+    choice: {groups: 3}
+  budget: 6
+  window: 4
 tuning: {epochs: 2, rank: 2, negatives: 2, batch_size: 6}
 llm: {dtype: float32, candidates: 5, calibration_users: 6}
 allocation: {budget_users: 8}
@@ -28,6 +35,7 @@ evaluation: {resamples: 200}
 """
 TIMED = {"created", "command", "wall_s", "cpu_s", "peak_memory_bytes", "reused", "fit_s", "ms_per_user"} | {
     "samples_per_s",
+    "time_ratio",
     "verdict",  # sentences that name the seconds
 }
 
