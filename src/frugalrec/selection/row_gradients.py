@@ -83,7 +83,7 @@ def table_squares(problem: Problem, batch: Batch) -> tuple[Tensor, Tensor]:
         pull = errors @ table
         embedded = [one for _, one in lookups]
         deltas = torch.autograd.grad(states, embedded, pull, allow_unused=True, materialize_grads=True)
-    squares = errors.square().sum(dim=1).double() * hidden.square().sum(dim=1).double()
+    squares = _lengths(errors).square() * _lengths(hidden).square()
     n_items, width = table.shape
     own = torch.arange(len(errors))
     cells = [(own.view(-1, *[1] * (c.dim() - 1)) * n_items + c).flatten() for c, _ in lookups]
@@ -162,7 +162,10 @@ def _lookups(problem: Problem) -> Iterator[list[tuple[Tensor, Tensor]]]:
 
 
 def _squares(gradients: Vector) -> Tensor:
-    total = torch.zeros(next(iter(gradients.values())).shape[0], dtype=torch.float64)
-    for gradient in gradients.values():
-        total += gradient.detach().flatten(1).square().sum(dim=1).double()
-    return total
+    return torch.stack([_lengths(gradient.detach()).square() for gradient in gradients.values()]).sum(dim=0)
+
+
+def _lengths(values: Tensor) -> Tensor:
+    """Return the norm of each row, (b,) doubles, in one pass over memory."""
+    lengths: Tensor = torch.linalg.vector_norm(values.flatten(1), dim=1)
+    return lengths.double()
