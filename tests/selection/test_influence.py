@@ -58,7 +58,7 @@ def random_direction(problem, seed=3):
     return {n: torch.randn(v.shape, generator=draw, dtype=v.dtype) for n, v in problem.chosen.items()}
 
 
-@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "caser", "dros"])
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "caser", "dros", "bert4rec", "dcrec"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_slopes_and_risk_equal_a_loop_of_gradients(name, loss):
     problem = problem_of(name)

@@ -14,6 +14,7 @@ Training hides some items of a sequence and asks for them (the cloze task of Sun
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -70,12 +71,7 @@ class BERT4RecNetwork(SequenceNetwork):
             embedded: Embedded items and masks, (batch, length, width).
             lengths: Real positions of each row, (batch,); the states of the others mean nothing.
         """
-        places = torch.arange(embedded.shape[1], device=embedded.device)
-        back = (lengths[:, None] - 1 - places).clamp(min=0)
-        padding = (places >= lengths[:, None])[:, None, None, :]
-        states = self.dropout(self.norm_in(embedded + self.positions(back)))
-        for block in self.blocks:
-            states = block(states, padding)
+        states, _ = self._through(self.blocks, embedded, lengths)
         hidden: Tensor = self.norm(states)
         return hidden
 
@@ -84,8 +80,22 @@ class BERT4RecNetwork(SequenceNetwork):
         embedded = nn.functional.pad(self.items(items), (0, 0, 0, 1))
         behind = torch.arange(embedded.shape[1], device=items.device) == lengths[:, None]
         embedded = torch.where(behind[..., None], self.mask, embedded)
-        hidden = self.encode_rows(embedded, lengths + 1)
-        return hidden[torch.arange(items.shape[0], device=items.device), lengths]
+        *lower, top = self.blocks
+        states, padding = self._through(lower, embedded, lengths + 1)
+        hidden: Tensor = self.norm(cast(AttentionBlock, top).one(states, lengths, padding))
+        return hidden
+
+    def _through(
+        self, blocks: Iterable[nn.Module], embedded: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the states behind some blocks, (batch, length, width), and where padding is."""
+        places = torch.arange(embedded.shape[1], device=embedded.device)
+        back = (lengths[:, None] - 1 - places).clamp(min=0)
+        padding = places >= lengths[:, None]
+        states: Tensor = self.dropout(self.norm_in(embedded + self.positions(back)))
+        for block in blocks:
+            states = block(states, padding[:, None, None, :])
+        return states, padding
 
 
 def sequences(windows: Windows) -> tuple[LongArray, LongArray]:

@@ -112,7 +112,7 @@ class DCRecNetwork(SASRecNetwork):
     def next_states(self, items: Tensor, lengths: Tensor) -> Tensor:
         """Return the state after each row's last item; graph views are of that item alone."""
         rows = torch.arange(items.shape[0], device=items.device)
-        sequence = self.encode(self.items(items))[rows, lengths - 1]
+        sequence = self.last_states(self.items(items), lengths)
         return self.fuse(sequence, *self.graph_views(items[rows, lengths - 1]))
 
     def conformity(self, items: Tensor, sequence: Tensor, transitions: Tensor, together: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ Every network takes item codes ``(batch, length)`` and returns hidden states ``(
 the state at position t depends on the items up to t only. So sequences are padded at the *end*, with
 any item code: what stands behind a sequence cannot reach it, no mask and no padding row are needed, a
 user's scores do not depend on who shares the batch, and one pass yields the states of all prefixes.
-Positions count from the start of the window.
+Positions count from the start of the window. What scores the next item is the last state of a row, and
+`last_states` spends nothing on the others beyond what the last one needs.
 
 A score is the product of a hidden state and the embedding of an item (tied weights, `items.weight`).
 Operations are plain (no fused attention kernel), so forward-mode differentiation
@@ -13,6 +14,7 @@ Operations are plain (no fused attention kernel), so forward-mode differentiatio
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -43,8 +45,17 @@ class SequenceNetwork(nn.Module):
             items: Item codes, (batch, length), padded at the end with any code.
             lengths: Items of each row, (batch,), at least 1; what stands behind them has no influence.
         """
-        hidden: Tensor = self(items)
-        return hidden[torch.arange(items.shape[0], device=items.device), lengths - 1]
+        return self.last_states(self.items(items), lengths)
+
+    def last_states(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+        """Return the last of `encode`'s states of each row, (batch, width); a network may do with less.
+
+        Args:
+            embedded: Embedded items, (batch, length, width), padded at the end.
+            lengths: Items of each row, (batch,), at least 1.
+        """
+        hidden = self.encode(embedded)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), lengths - 1]
 
     def initialise(self, scale: float = 0.02) -> None:
         """Draw all matrices from a normal distribution of deviation `scale`; biases start at zero."""
@@ -97,14 +108,25 @@ class SASRecNetwork(SequenceNetwork):
 
     def encode(self, embedded: Tensor) -> Tensor:
         """Return hidden states, (batch, length, width), of embedded items of the same shape."""
-        places = self.positions.weight[: embedded.shape[1]]
-        states = self.dropout(self.norm_in(embedded + places))
-        length = embedded.shape[1]
-        future = torch.ones(length, length, dtype=torch.bool, device=embedded.device).triu(1)
-        for block in self.blocks:
-            states = block(states, future)
-        hidden: Tensor = self.norm(states)
+        hidden: Tensor = self.norm(self._through(self.blocks, embedded))
         return hidden
+
+    def last_states(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+        """Return the last state of each row, (batch, width); the last block sees to that one alone."""
+        *lower, top = self.blocks
+        states = self._through(lower, embedded)
+        behind = torch.arange(embedded.shape[1], device=embedded.device) >= lengths[:, None]
+        hidden: Tensor = self.norm(cast(AttentionBlock, top).one(states, lengths - 1, behind))
+        return hidden
+
+    def _through(self, blocks: Iterable[nn.Module], embedded: Tensor) -> Tensor:
+        """Return the states behind some blocks, (batch, length, width)."""
+        length = embedded.shape[1]
+        states: Tensor = self.dropout(self.norm_in(embedded + self.positions.weight[:length]))
+        future = torch.ones(length, length, dtype=torch.bool, device=embedded.device).triu(1)
+        for block in blocks:
+            states = block(states, future)
+        return states
 
 
 class AttentionBlock(nn.Module):
@@ -123,9 +145,44 @@ class AttentionBlock(nn.Module):
 
     def forward(self, states: Tensor, blocked: Tensor) -> Tensor:
         """Return new states of the same shape; `blocked` is as in `attend`."""
-        states = states + self.dropout(self.attend(self.norm_attention(states), blocked))
+        return self._feed(states + self.dropout(self.attend(self.norm_attention(states), blocked)))
+
+    def one(self, states: Tensor, places: Tensor, blocked: Tensor) -> Tensor:
+        """Return what `forward` gives for one place of each row, (batch, width).
+
+        Args:
+            states: (batch, length, width).
+            places: (batch,).
+            blocked: Where the place must not look, (batch, length).
+        """
+        rows = torch.arange(states.shape[0], device=states.device)
+        gathered = self._gather(self.norm_attention(states), rows, places, blocked)
+        return self._feed(states[rows, places] + self.dropout(gathered))
+
+    def _feed(self, states: Tensor) -> Tensor:
         fed: Tensor = self.narrow(torch.relu(self.widen(self.norm_feed(states))))
         return states + cast(Tensor, self.dropout(fed))
+
+    def _gather(self, states: Tensor, rows: Tensor, places: Tensor, blocked: Tensor) -> Tensor:
+        """Return what `attend` gives for one place of each row, (batch, width).
+
+        There is one query a row, so it is carried through the keys' matrix, and the weighted mean of the
+        states through the values' one: neither keys nor values of all places are needed. The keys' bias
+        moves all logits of a row alike, and the weights sum to one (without dropout: this is for evaluation).
+        """
+        batch, length, width = states.shape
+        depth = width // self.heads
+        to_queries, to_keys, to_values = self.mix.weight.view(3, width, width)
+        of_queries, _, of_values = self.mix.bias.view(3, width)
+        queries = nn.functional.linear(states[rows, places], to_queries, of_queries)
+        queries = queries.view(batch, self.heads, depth).transpose(0, 1)  # (heads, batch, depth)
+        asked = (queries @ to_keys.view(self.heads, depth, width)).transpose(0, 1)  # (batch, heads, width)
+        logits = asked @ states.transpose(1, 2) * depth**-0.5  # (batch, heads, length)
+        weights = self.dropout(torch.softmax(logits.masked_fill(blocked[:, None], -torch.inf), dim=-1))
+        means = (weights @ states).transpose(0, 1)  # (heads, batch, width)
+        values = means @ to_values.view(self.heads, depth, width).transpose(1, 2)
+        gathered: Tensor = self.out(values.transpose(0, 1).reshape(batch, width) + of_values)
+        return gathered
 
     def attend(self, states: Tensor, blocked: Tensor) -> Tensor:
         """Return what each position gathers from the positions open to it.
@@ -164,6 +221,14 @@ class GRU4RecNetwork(SequenceNetwork):
     def encode(self, embedded: Tensor) -> Tensor:
         """Return hidden states, (batch, length, width), of embedded items of the same shape."""
         states, _ = self.gru(self.dropout(embedded))
+        return self._read(states)
+
+    def last_states(self, embedded: Tensor, lengths: Tensor) -> Tensor:
+        """Return the last state of each row, (batch, width)."""
+        states, _ = self.gru(self.dropout(embedded))
+        return self._read(states[torch.arange(states.shape[0], device=states.device), lengths - 1])
+
+    def _read(self, states: Tensor) -> Tensor:
         hidden: Tensor = self.norm(self.out(self.dropout(states)))
         return hidden
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from frugalrec.errors import ConfigError
 from frugalrec.rng import derive_seed
-from frugalrec.selection.influence import Batch, Problem, Vector, moved_along
+from frugalrec.selection.influence import Problem, Vector, moved_along
 from frugalrec.selection.surrogate_losses import CatalogueLoss, TransitionLoss
 from frugalrec.types import LongArray
 
@@ -83,17 +83,15 @@ def gauss_newton_product(problem: Problem, loss: TransitionLoss, rows: LongArray
     def product(vector: Vector) -> Vector:
         total = {name: torch.zeros_like(value) for name, value in chosen.items()}
         for batch in problem.batches(BLOCK, rows):
-
-            def outputs(values: Vector, batch: Batch = batch) -> tuple[Tensor, Tensor]:
-                return problem.at(values, batch)
-
             with torch.no_grad():
-                (states, table), (d_states, d_table) = moved_along(outputs, chosen, vector)
-                moves = d_table @ states.T + table @ d_states.T
+                (states, table), (d_states, d_table) = moved_along(problem, batch, vector)
+                moves = table @ d_states.T
+                if d_table is not None:
+                    moves += d_table @ states.T
                 curved = loss.curve(table @ states.T, moves, batch.asked)
                 pulls = ((table.T @ curved).T, curved @ states)
             parameters = {name: value.clone().requires_grad_() for name, value in chosen.items()}
-            pairs = [p for p in zip(outputs(parameters), pulls, strict=True) if p[0].requires_grad]
+            pairs = [p for p in zip(problem.at(parameters, batch), pulls, strict=True) if p[0].requires_grad]
             found = torch.autograd.grad(
                 [output for output, _ in pairs],
                 list(parameters.values()),

@@ -27,17 +27,20 @@ from frugalrec.engine import map_batches
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.recommenders.batching import cells, ranges
 from frugalrec.recommenders.networks import SequenceNetwork
+from frugalrec.selection.duals import NoRule, both, dual
 from frugalrec.selection.surrogate_losses import Asked, TransitionLoss
 from frugalrec.types import FloatArray, LongArray
 
 Vector = dict[str, Tensor]
 """One tensor per chosen parameter, by name."""
+TABLE = "items.weight"
+"""Name of the parameter that embeds and scores items."""
 Progress = Callable[[int, int], None]
 """Is told of (rows done, rows in all)."""
 
 BATCH = 1024
 """The most rows whose states are computed at once."""
-CELLS = 4096
+CELLS = 8192
 """The most padded positions of a batch, one row aside: few enough for a processor's cache."""
 
 
@@ -151,15 +154,30 @@ def risk_gradient(problem: Problem, loss: TransitionLoss, *, progress: Progress 
     return {name: value / done for name, value in total.items()}
 
 
+@torch.no_grad()
 def moved_along(
-    outputs: Callable[[Vector], tuple[Tensor, Tensor]], chosen: Vector, direction: Vector
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return states and item table, and their derivatives along a direction (forward mode)."""
-    with warnings.catch_warnings():
-        # The first use compiles torch's own rules with a compiler that torch itself calls deprecated.
-        warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)
-        values, derivatives = cast(Any, jvp)(outputs, (chosen,), (direction,))
-    return values, derivatives
+    problem: Problem, batch: Batch, direction: Vector
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor | None]]:
+    """Return states and item table, and their derivatives along a direction; None where it is zero.
+
+    Networks of linear, normalisation and attention layers take `duals`, others torch's own forward mode.
+    """
+    moves = {name: direction[name].to(value.dtype) for name, value in problem.chosen.items()}
+    try:
+        found = problem.at({name: dual(value, moves[name]) for name, value in problem.chosen.items()}, batch)
+        (states, d_states), (table, d_table) = (both(one) for one in found)
+    except NoRule:
+        with warnings.catch_warnings():
+            # The first use compiles torch's own rules with a compiler that torch itself calls deprecated.
+            warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=DeprecationWarning)
+            outputs = partial(problem.at, batch=batch)
+            (states, table), derivatives = cast(Any, jvp)(outputs, (problem.chosen,), (moves,))
+            d_states, d_table = derivatives
+    moved = TABLE in problem.names
+    return (states, table), (
+        torch.zeros_like(states) if d_states is None else d_states,
+        d_table if moved else None,
+    )
 
 
 @torch.no_grad()
@@ -187,16 +205,14 @@ def slopes(
     Returns:
         NaN where a row has no history, or was not asked for.
     """
-    chosen = problem.chosen
-    tangent = {name: direction[name].to(value.dtype) for name, value in chosen.items()}
+    moves = {name: direction[name].to(value.dtype) for name, value in problem.chosen.items()}
     found = np.full(len(problem.examples), np.nan, dtype=np.float32)
     n = len(problem.examples) if rows is None else rows.size
+    of_states = loss.slopes(problem.network.items.weight.detach(), moves.get(TABLE))
 
     def along(batch: Batch) -> FloatArray:
-        outputs = partial(problem.at, batch=batch)
-        (states, table), (d_states, d_table) = moved_along(outputs, chosen, tangent)
-        moved = d_table if bool(d_table.any()) else None
-        part: FloatArray = loss.slopes(states, table, d_states, moved, batch.asked).numpy()
+        (states, _), (d_states, _) = moved_along(problem, batch, moves)
+        part: FloatArray = of_states(states, d_states, batch.asked).numpy()
         return part
 
     for batch, part in map_batches(along, problem.batches(batch_size, rows), rows=n, progress=progress):

@@ -3,8 +3,10 @@
 Scores of training samples need, for every sample i, the slope of its own loss along one direction of
 all parameters. Over a catalogue, the last step is the expensive one: with a state h and an item table
 W, the logits are ``W h``, and if ``g`` is the gradient of the loss by the logits, the slope along
-``(dh, dW)`` is ``dh . (W^T g) + h . (dW^T g)``: one product ``[W | dW]^T g`` for a block of samples,
-and no gradient of a parameter is ever formed. The losses here are deterministic but for `Sampled`.
+``(dh, dW)`` is ``dh . (W^T g) + h . (dW^T g)``: one product ``g [W | dW]`` for a block of samples,
+and no gradient of a parameter is ever formed. For the losses here g is, but for a few items, a function
+of each logit alone times a number a sample, so that the product is summed up over tiles of items that
+stay in a processor's cache. All are deterministic but for `Sampled`.
 
 Shapes: states ``(b, width)``, table ``(n_items, width)``, targets ``(b,)``.
 """
@@ -12,7 +14,10 @@ Shapes: states ``(b, width)``, table ``(n_items, width)``, targets ``(b,)``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -27,8 +32,19 @@ from frugalrec.recommenders.losses import uniform_negatives
 from frugalrec.rng import generator
 from frugalrec.types import IntArray, LongArray
 
-BLOCK = 128
-"""Samples whose logits exist at the same time."""
+WHOLE = 128
+"""The most samples whose logits over all items exist at the same time."""
+BLOCK = 256
+"""The most samples whose logits over a tile of items exist at the same time."""
+TILE = 512
+"""Items whose logits for a block are computed, used and forgotten together: they fit a core's cache."""
+
+Slopes = Callable[[Tensor, Tensor, "Asked"], Tensor]
+"""Takes states (b, width), their derivatives and what was asked; returns each loss's slope, (b,)."""
+PairLogits = Callable[[Tensor, Tensor], Tensor]
+"""Takes samples and items, (m,) each; returns the logits of these pairs."""
+Fixes = tuple[Tensor, Tensor, Tensor]
+"""Samples, items and what the gradient of the loss by their logits holds beyond its smooth part."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +73,27 @@ class TransitionLoss(ABC):
         """Return the gradient of the summed loss by states (b, width) and table (n_items, width)."""
 
     @abstractmethod
-    def slopes(
-        self, states: Tensor, table: Tensor, d_states: Tensor, d_table: Tensor | None, asked: Asked
-    ) -> Tensor:
-        """Return each loss's slope along (d_states, d_table), (b,); no d_table is a zero one."""
+    def slopes(self, table: Tensor, d_table: Tensor | None) -> Slopes:
+        """Return a function that gives slopes where the table moves along d_table; None is a zero one."""
 
 
 class CatalogueLoss(TransitionLoss):
-    """A loss that looks at every item; an author writes `values` and `pull`."""
+    """A loss that looks at every item; an author writes `values`, `weigh`, `settle` and `curve`.
+
+    Its gradient by the logits is ``scale * weigh(logits)``, one scale a sample, plus `Fixes`.
+    """
 
     @abstractmethod
-    def pull(self, logits: Tensor, asked: Asked, safe: bool) -> Tensor:
-        """Turn logits (n_items, b) into the losses' gradient up to a factor (b,), which is returned.
+    def weigh(self, logits: Tensor, top: Tensor | None) -> Tensor:
+        """Replace logits of a block of samples and some items in place by weights.
 
-        `safe` logits cannot overflow the exponential.
+        `top` holds the largest logit of each sample, in a shape that broadcasts, or is None where nothing
+        can overflow.
         """
+
+    @abstractmethod
+    def settle(self, totals: Tensor, logits_of: PairLogits, asked: Asked) -> tuple[Tensor, Fixes]:
+        """Return the scales (b,) and the fixes, given the sum (b,) of each sample's weights."""
 
     @abstractmethod
     def curve(self, logits: Tensor, moves: Tensor, asked: Asked) -> Tensor:
@@ -80,28 +102,57 @@ class CatalogueLoss(TransitionLoss):
     def gradients(self, states: Tensor, table: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         """Return the gradient of the summed loss by states and table, a block of samples at a time."""
         to_states, to_table = torch.empty_like(states), torch.zeros_like(table)
-        buffer, safe = _buffer(states, table), losses.bounded(states, table)
-        for part in _blocks(states.shape[0]):
-            logits = torch.mm(table, states[part].T, out=_room(buffer, table, part))
-            scale = self.pull(logits, _part(asked, part), safe)[:, None]
-            to_states[part] = (table.T @ logits).T * scale
-            to_table.addmm_(logits, states[part] * scale)
+        bounded, n_items = losses.bounded(states, table), table.shape[0]
+        buffer = table.new_empty(WHOLE * n_items)
+        for part in _blocks(states.shape[0], WHOLE):
+            own = states[part]
+            # Items by samples: that way round the product for the table is twice as fast.
+            weights = torch.mm(table, own.T, out=_room(buffer, n_items, own.shape[0]))
+            self.weigh(weights, None if bounded else weights.amax(dim=0))
+            pick = partial(pair_logits, own, table)
+            scale, (samples, items, fixes) = self.settle(weights.sum(dim=0), pick, _part(asked, part))
+            to_states[part] = (table.T @ weights).T * scale[:, None]
+            to_states[part].index_add_(0, samples, table[items] * fixes[:, None])
+            to_table.addmm_(weights, own * scale[:, None])
+            to_table.index_add_(0, items, own[samples] * fixes[:, None])
         return to_states, to_table
 
-    def slopes(
-        self, states: Tensor, table: Tensor, d_states: Tensor, d_table: Tensor | None, asked: Asked
-    ) -> Tensor:
-        """Return each loss's slope along (d_states, d_table), a block of samples at a time."""
-        found = states.new_empty(states.shape[0])
-        buffer, safe = _buffer(states, table), losses.bounded(states, table)
-        # One product for both parts: (2 width, n_items) by (n_items, b).
-        tables = table if d_table is None else torch.cat([table, d_table], dim=1)
-        moves = d_states if d_table is None else torch.cat([d_states, states], dim=1)
-        for part in _blocks(states.shape[0]):
-            logits = torch.mm(table, states[part].T, out=_room(buffer, table, part))
-            scale = self.pull(logits, _part(asked, part), safe)
-            found[part] = ((tables.T @ logits) * moves[part].T).sum(dim=0) * scale
+    def slopes(self, table: Tensor, d_table: Tensor | None) -> Slopes:
+        """Return a function that gives slopes, a block of samples and a tile of items at a time."""
+        both = table if d_table is None else torch.cat([table, d_table], dim=1)
+        tiles = [
+            (one.T.contiguous(), two)
+            for one, two in zip(torch.split(table, TILE), torch.split(both, TILE), strict=True)
+        ]
+        buffer = table.new_empty(BLOCK * TILE)
+
+        def of_block(states: Tensor, moves: Tensor, asked: Asked, top: Tensor | None) -> Tensor:
+            total, means = states.new_zeros(states.shape[0]), torch.zeros_like(moves)
+            for across, values in tiles:
+                weights = torch.mm(states, across, out=_room(buffer, states.shape[0], across.shape[1]))
+                self.weigh(weights, top)
+                total += weights.sum(dim=1)
+                means.addmm_(weights, values)
+            pick = partial(pair_logits, states, table)
+            scale, (samples, items, fixes) = self.settle(total, pick, asked)
+            found = (means * moves).sum(dim=1) * scale
+            return found.index_add_(0, samples, (both[items] * moves[samples]).sum(dim=1) * fixes)
+
+        def found(states: Tensor, d_states: Tensor, asked: Asked) -> Tensor:
+            bounded = losses.bounded(states, table)
+            moves = d_states if d_table is None else torch.cat([d_states, states], dim=1)
+            parts = []
+            for part in _blocks(states.shape[0], BLOCK):
+                top = None if bounded else _largest(states[part], tiles)
+                parts.append(of_block(states[part], moves[part], _part(asked, part), top))
+            return torch.cat(parts)
+
         return found
+
+
+def pair_logits(states: Tensor, table: Tensor, samples: Tensor, items: Tensor) -> Tensor:
+    """Return the logits of some pairs of sample and item."""
+    return (states[samples] * table[items]).sum(dim=1)
 
 
 class Softmax(CatalogueLoss):
@@ -113,9 +164,14 @@ class Softmax(CatalogueLoss):
         """Return the losses, (b,)."""
         return losses.softmax_loss(states, table, asked.targets)
 
-    def pull(self, logits: Tensor, asked: Asked, safe: bool) -> Tensor:
-        """Turn logits into softmax minus one-hot."""
-        return losses.softmax_block(safe)(logits, asked.targets)[1]
+    def weigh(self, logits: Tensor, top: Tensor | None) -> Tensor:
+        """Take the exponential."""
+        return (logits if top is None else logits.sub_(top)).exp_()
+
+    def settle(self, totals: Tensor, logits_of: PairLogits, asked: Asked) -> tuple[Tensor, Fixes]:
+        """Divide by the sum; the target's share is one too high."""
+        samples = torch.arange(totals.shape[0])
+        return totals.reciprocal(), (samples, asked.targets, -torch.ones_like(totals))
 
     def curve(self, logits: Tensor, moves: Tensor, asked: Asked) -> Tensor:
         """Return ``p * (moves - p . moves)``."""
@@ -148,16 +204,20 @@ class ExpectedBCE(CatalogueLoss):
         positive = softplus(-logits.gather(1, asked.targets[:, None])[:, 0])
         return positive + (softplus(logits) * allowed).sum(dim=1) / allowed.sum(dim=1).clamp(min=1)
 
-    def pull(self, logits: Tensor, asked: Asked, safe: bool) -> Tensor:
-        """Turn logits into sigmoids of negatives, and the target's sigmoid minus one."""
+    def weigh(self, logits: Tensor, top: Tensor | None) -> Tensor:
+        """Take the sigmoid."""
+        return logits.sigmoid_()
+
+    def settle(self, totals: Tensor, logits_of: PairLogits, asked: Asked) -> tuple[Tensor, Fixes]:
+        """Divide by the number of negatives; take off what is none, and the target's sigmoid minus one."""
         columns, items = self._known(asked)
-        chosen = logits.gather(0, asked.targets[None, :])
-        logits.sigmoid_()
-        logits[items, columns] = 0.0
-        known = torch.bincount(columns, minlength=logits.shape[1])
-        count = (logits.shape[0] - known).clamp(min=1).to(logits.dtype)
-        logits.scatter_(0, asked.targets[None, :], -torch.sigmoid(-chosen) * count)
-        return count.reciprocal()
+        known = torch.bincount(columns, minlength=totals.shape[0])
+        scale = (self.n_items - known).clamp(min=1).to(totals.dtype).reciprocal()
+        samples = torch.arange(totals.shape[0])
+        surplus = torch.sigmoid(logits_of(columns, items)) * -scale[columns]
+        missing = -torch.sigmoid(-logits_of(samples, asked.targets))
+        pairs = torch.cat([columns, samples]), torch.cat([items, asked.targets])
+        return scale, (*pairs, torch.cat([surplus, missing]))
 
     def curve(self, logits: Tensor, moves: Tensor, asked: Asked) -> Tensor:
         """Return ``sigmoid * (1 - sigmoid) * moves``, a negative's divided by their number."""
@@ -205,15 +265,17 @@ class Sampled(TransitionLoss):
             to_table.index_add_(0, item, states * pull[:, None])
         return (table[items] * pulls[:, :, None]).sum(dim=0), to_table
 
-    def slopes(
-        self, states: Tensor, table: Tensor, d_states: Tensor, d_table: Tensor | None, asked: Asked
-    ) -> Tensor:
-        """Return each loss's slope along (d_states, d_table)."""
-        items, pulls = self._pulls(states, table, asked)
-        moves = (table[items] * d_states).sum(dim=2)
-        if d_table is not None:
-            moves = moves + (d_table[items] * states).sum(dim=2)
-        return (moves * pulls).sum(dim=0)
+    def slopes(self, table: Tensor, d_table: Tensor | None) -> Slopes:
+        """Return a function that gives slopes."""
+
+        def found(states: Tensor, d_states: Tensor, asked: Asked) -> Tensor:
+            items, pulls = self._pulls(states, table, asked)
+            moves = (table[items] * d_states).sum(dim=2)
+            if d_table is not None:
+                moves = moves + (d_table[items] * states).sum(dim=2)
+            return (moves * pulls).sum(dim=0)
+
+        return found
 
     def _negatives(self, asked: Asked) -> Tensor:
         return torch.from_numpy(self.negatives[asked.rows])
@@ -225,17 +287,19 @@ class Sampled(TransitionLoss):
         return items, torch.stack([-torch.sigmoid(-logits[0]), torch.sigmoid(logits[1])])
 
 
-def _buffer(states: Tensor, table: Tensor) -> Tensor:
-    return table.new_empty(table.shape[0] * min(BLOCK, states.shape[0]))
+def _room(buffer: Tensor, n: int, width: int) -> Tensor:
+    return buffer[: n * width].view(n, width)
 
 
-def _room(buffer: Tensor, table: Tensor, part: slice) -> Tensor:
-    width = part.stop - part.start
-    return buffer[: table.shape[0] * width].view(table.shape[0], width)
+def _blocks(n: int, size: int) -> list[slice]:
+    """Split n samples into as few blocks of at most `size` as possible, all about as large."""
+    edges = np.linspace(0, n, -(-n // size) + 1).astype(int).tolist()
+    return [slice(start, stop) for start, stop in pairwise(edges)]
 
 
-def _blocks(n: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK, n)) for start in range(0, n, BLOCK)]
+def _largest(states: Tensor, tiles: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the largest logit of each sample, (b, 1)."""
+    return torch.stack([(states @ across).amax(dim=1) for across, _ in tiles]).amax(dim=0)[:, None]
 
 
 def _part(asked: Asked, part: slice) -> Asked:
