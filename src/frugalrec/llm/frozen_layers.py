@@ -148,10 +148,10 @@ class FrozenLayers:
             lengths: (b,). What stands behind a text is not seen by its tokens: attention is causal.
         """
         states = states.to(self.network.device, self.network.dtype)
-        with self._entering(states):
+        places = torch.arange(states.shape[0], device=states.device), lengths.to(states.device) - 1
+        with self._entering(states), self._feeding_only(places):
             final = self.network.base_model(inputs_embeds=states, use_cache=False).last_hidden_state
-        rows = torch.arange(states.shape[0], device=states.device)
-        chosen: torch.Tensor = final[rows, lengths.to(states.device) - 1]
+        chosen: torch.Tensor = final[places]
         return chosen
 
     def _lower(self, ids: torch.Tensor) -> torch.Tensor:
@@ -184,6 +184,29 @@ class FrozenLayers:
                 layer.forward = skip
                 changes.callback(delattr, layer, "forward")
             yield
+
+    @contextmanager
+    def _feeding_only(self, places: tuple[torch.Tensor, torch.Tensor]) -> Iterator[None]:
+        """Let the last layer's feed-forward part see only the tokens that are read afterwards.
+
+        What it makes of other tokens reaches nothing. Architectures that call this part otherwise
+        than `mlp` are computed whole.
+        """
+        feed = getattr(self.layers[-1], "mlp", None)
+        if feed is None:
+            yield
+            return
+        whole = feed.forward
+
+        def forward(states: torch.Tensor) -> torch.Tensor:
+            fed = whole(states[places][:, None])[:, 0]
+            return states.new_zeros(*states.shape[:2], fed.shape[-1]).index_put(places, fed)
+
+        feed.forward = forward
+        try:
+            yield
+        finally:
+            del feed.forward
 
     @cached_property
     def _skip(self) -> Callable[..., Any]:
