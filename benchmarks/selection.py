@@ -59,8 +59,7 @@ from frugalrec.recommenders.baselines import RecentPopularity
 from frugalrec.recommenders.sequential import SASRec
 from frugalrec.rng import generator
 from frugalrec.selection.combination import combine
-from frugalrec.selection.coverage import stratified
-from frugalrec.selection.dealrec import PRESETS
+from frugalrec.selection.dealrec import PRESETS, DEALRec
 from frugalrec.selection.diagnostics import overlap
 from frugalrec.selection.head_norms import head_gradient_norms
 from frugalrec.selection.next_title import NextTitlePrompt
@@ -233,8 +232,8 @@ def choose(arm: str, scores: Scores, budget: int) -> Choice:
     seconds["scores"] = sum(spent for _, spent in parts.values())
     weights = {"influence": 1.0, "effort": preset.weight}
     total = combine({part: found for part, (found, _) in parts.items()}, weights, preset.normalisation)
-    strata = {name: getattr(preset, name) for name in ("groups", "bins", "prune_top", "prune_bottom")}
-    return Choice(kept=stratified(total, budget, seed=seed, **strata), seconds=seconds, reads_all=True)
+    kept = DEALRec(preset=arm).choose(total.astype(np.float32), budget, seed=seed).kept
+    return Choice(kept=kept, seconds=seconds, reads_all=True)
 
 
 def top(scores: FloatArray | DoubleArray, budget: int) -> LongArray:

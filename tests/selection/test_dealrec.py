@@ -51,17 +51,25 @@ def test_every_preset_is_the_weighted_sum_of_its_parts(lm, preset):
     pruned = {"prune_top": PRESETS[preset].prune_top, "prune_bottom": PRESETS[preset].prune_bottom}
     assert np.array_equal(kept.kept, stratified(scores, 9, seed=2, **strata, **pruned))
     assert kept.scorer == "dealrec" and kept.kept.size == 9
-    if preset == "frugal":
-        assert (scores[kept.kept] >= np.median(scores)).all()
 
 
-def test_rows_outside_the_pool_are_never_kept(lm):
-    scorer = build(lm, effort={"pool": 12})
+def test_frugal_keeps_the_highest_sums_of_influence_and_ease(lm):
+    scorer = build(lm, valid=PARTS.valid, choice={})
+    scores = scorer.score(ROWS, PARTS.train)
+    parts = {name: normalise(part, "rank") for name, part in scorer.parts_.items()}
+    np.testing.assert_allclose(scores, parts["influence"] - parts["effort"], atol=1e-6)
+    kept = scorer.choose(scores, 5).kept
+    assert scores[kept].min() >= np.sort(scores)[-5]
+
+
+@pytest.mark.parametrize("choice", [{}, {"groups": 4}])
+def test_rows_outside_the_pool_are_never_kept(lm, choice):
+    scorer = build(lm, effort={"pool": 12}, choice=choice)
     scores = scorer.score(ROWS, PARTS.train)
     assert (~np.isnan(scores)).sum() == 12
-    assert not np.isnan(scores[scorer.choose(scores, 6).kept]).any()
-    with pytest.raises(ConfigError, match="budget of 7 rows exceeds the 6"):
-        scorer.choose(scores, 7)
+    assert not np.isnan(scores[scorer.choose(scores, 12).kept]).any()
+    with pytest.raises(ConfigError, match="budget of 13 rows exceeds the 12"):
+        scorer.choose(scores, 13)
 
 
 def test_progress_runs_over_both_parts(lm):

@@ -1,4 +1,4 @@
-"""DEALRec: influence on a surrogate plus effort of the LLM, chosen over strata of their sum.
+"""DEALRec: influence on a surrogate plus effort of the LLM.
 
 Lin et al., SIGIR 2024 (arXiv 2401.17197), with three presets that differ where paper, published code
 and sound practice differ. What the presets share is the idea: a sample is worth its tokens if it helps
@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
 from frugalrec.errors import ConfigError
-from frugalrec.selection.base import Scorer
+from frugalrec.selection.base import Scorer, parse_budget
 from frugalrec.selection.combination import Normalisation, combine
 from frugalrec.selection.coverage import Bins
 from frugalrec.selection.surrogates import Influence, chosen_by_strata
@@ -36,17 +38,19 @@ class Preset:
     effort: Mapping[str, Any] = field(default_factory=dict)
     normalisation: Normalisation = "rank"
     weight: float = 0.3
-    """lambda, the weight of effort."""
-    groups: int = 50
+    """lambda, the weight of effort; below 0, rows that are easy for the LLM come first."""
+    groups: int | None = 50
+    """Groups of the sum that share the budget, or None: the rows with the highest sums."""
     bins: Bins = "quantile"
     prune_top: float = 0.0
     prune_bottom: float = 0.0
 
 
 PRESETS: dict[str, Preset] = {
-    # Deterministic; effort for a bounded pool, so that scoring costs no more than tuning; the half that
-    # scores low is left out, because equal shares of equal groups alone would be a random choice.
-    "frugal": Preset(effort={"pool": 4096}, prune_bottom=0.5),
+    # Deterministic; effort for a bounded pool, so that scoring costs no more than tuning. Easy rows first:
+    # with few samples hard ones teach little (Sorscher et al., NeurIPS 2022), and here, too, they were
+    # worse than random ones. No groups: equal shares of equal groups come close to a random choice.
+    "frugal": Preset(effort={"pool": 4096}, weight=-1.0, groups=None),
     # The equations: all parameters, a curvature that is not drowned by its damping, raw sums.
     "paper": Preset(
         influence={
@@ -73,13 +77,13 @@ the user's transitions before it, and so gives users with one or two interaction
 
 
 class DEALRec(Scorer):
-    """Influence plus `weight` times effort, and a choice over strata of the sum.
+    """Influence plus `weight` times effort; the rows with the highest sums, or a draw over its strata.
 
     A row without either part is undefined and never kept. After scoring, `parts_` holds both parts.
     """
 
     name: ClassVar[str] = "dealrec"
-    prefers: ClassVar[str] = "influence plus weighted effort, drawn evenly over strata of their sum"
+    prefers: ClassVar[str] = "influence plus weighted effort, as the preset says"
     takes: ClassVar[frozenset[str]] = frozenset({"seed", "valid", "progress", "llm", "noun", "cache"})
 
     def __init__(
@@ -138,10 +142,18 @@ class DEALRec(Scorer):
         return combine(self.parts_, weights, preset.normalisation).astype("float32")
 
     def choose(self, scores: FloatArray, budget: int | float | str, *, seed: int = 0) -> Selection:
-        """Return a stratified choice."""
+        """Return the rows with the highest scores, or a stratified choice where there are groups."""
         preset = self._preset()
         names = ("groups", "bins", "prune_top", "prune_bottom")
         strata = {name: getattr(preset, name) for name in names} | self.choice
+        if strata["groups"] is None:
+            size, defined = parse_budget(budget, scores.size), int((~np.isnan(scores)).sum())
+            if size > defined:
+                raise ConfigError(
+                    f"the budget of {size} rows exceeds the {defined} rows that have a score (of "
+                    f"{scores.size}); lower the budget or raise the pool of effort."
+                )
+            return super().choose(scores, budget, seed=seed)
         return chosen_by_strata(self.name, scores, scores, budget, seed, **strata)
 
     def _preset(self) -> Preset:

@@ -157,7 +157,7 @@ class ItemHead:
         for rows in order:
             loss = self.losses(prompts, rows, wanted[rows]).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             losses.append((float(loss.detach()), len(rows)))
@@ -251,5 +251,4 @@ def take(prompts: Prompts, rows: LongArray) -> Prompts:
 
 def _unit(vectors: FloatArray) -> FloatArray:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    units: FloatArray = vectors / np.where(lengths > 0, lengths, 1)
-    return units
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
