@@ -267,12 +267,27 @@ def test_parameters_without_a_closed_form_get_a_pass_a_sample(options):
     np.testing.assert_allclose(gradient_norms(model, queries), expected, rtol=1e-4)
 
 
-def test_base_weights_can_be_chosen_too():
+def test_base_weights_can_be_chosen_too(caplog):
     model, queries = network("llama"), samples()
     expected = loop(model, queries, lambda name: name == "model.norm.weight")
     np.testing.assert_allclose(
         gradient_norms(model, queries, parameters=r"^model\.norm"), expected, rtol=1e-4
     )
+    assert (
+        "matches 1 parameters that are no matrices of plain LoRA layers, such as model.norm.weight"
+        in caplog.text
+    )
+    caplog.clear()
+    gradient_norms(model, queries, parameters="lora_")
+    assert not caplog.text
+
+
+def test_the_last_feed_forward_layer_reads_answer_positions_only():
+    model, queries = network("llama"), samples()
+    seen = []
+    model.model.layers[-1].mlp.gate_proj.register_forward_hook(lambda _, i, __: seen.append(i[0].shape[:2]))
+    gradient_norms(model, queries, parameters=r"layers\.2\.self_attn\.v_proj\.lora_")
+    assert seen[-1] == (1, sum(answers for _, answers in SIZES))
 
 
 def test_tokens_in_one_heap_are_an_error_that_names_the_remedy():

@@ -14,8 +14,9 @@ without gradients is Goodfellow's (arXiv 1510.01799).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -26,9 +27,12 @@ from frugalrec.errors import ConfigError
 from frugalrec.llm.batching import token_batches
 from frugalrec.llm.prefix import common_prefix
 from frugalrec.llm.scoring import LOGITS_PER_TOKEN, Query, gathered_logits
+from frugalrec.selection.last_layer import FeedForward
 from frugalrec.selection.lora_sites import by_module, capture, chosen_parameters, find_sites, idle_layers
 from frugalrec.selection.shared_prefix import MIN_TOKENS, SharedPrefix, attention_window, lowest_layer
 from frugalrec.types import FloatArray
+
+log = logging.getLogger(__name__)
 
 Reduction = Literal["mean", "sum"]
 
@@ -73,6 +77,16 @@ class GradientNorms:
         chosen = chosen_parameters(self.network, self.parameters)
         self._sites, rest = find_sites(self.network, chosen)
         self._alone = list(chosen.values()) if rest else []
+        if rest:
+            log.warning(
+                "parameters=%r matches %d parameters that are no matrices of plain LoRA layers, such as %s: "
+                "every sample gets a pass of its own, which takes several times as long",
+                self.parameters,
+                len(rest),
+                rest[0],
+            )
+        layers, _ = lowest_layer(self.network, [site.name for site in self._sites])
+        self._feed = None if rest else FeedForward.of(layers, [site.module for site in self._sites])
         self._prefix: SharedPrefix | None = None
         self._stack = ExitStack()
         with ExitStack() as stack:
@@ -169,7 +183,8 @@ class GradientNorms:
         rows = [r for r, sample in enumerate(samples) for _ in sample.positions]
         columns = [position for sample in samples for position in sample.positions]
         targets = torch.from_numpy(np.concatenate([sample.targets[:, 0] for sample in samples])).to(device)
-        with gathered_logits(self.network, rows, columns):
+        narrow = nullcontext() if self._feed is None else self._feed.only_at(rows, columns)
+        with gathered_logits(self.network, rows, columns), narrow:
             inputs = self._inputs(samples)
             logits = (
                 self.network(**inputs, use_cache=False).logits
