@@ -7,9 +7,10 @@ from frugalrec.data.examples import examples
 from frugalrec.errors import ConfigError
 from frugalrec.recommenders import create
 from frugalrec.recommenders.networks import SequenceNetwork
+from frugalrec.selection.catalogue_losses import Asked
 from frugalrec.selection.curvature import gauss_newton_product, hessian_product, largest_eigenvalue, solve
 from frugalrec.selection.influence import Problem, risk_gradient, slopes
-from frugalrec.selection.surrogate_losses import Asked, Softmax, transition_loss
+from frugalrec.selection.surrogate_losses import Softmax, transition_loss
 from frugalrec.testing.toys import cycle_dataset
 
 DATA = cycle_dataset(n_users=20, n_items=5, length=6)

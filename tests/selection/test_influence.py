@@ -5,8 +5,9 @@ import torch
 from frugalrec.data.examples import examples
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.recommenders import create
+from frugalrec.selection.catalogue_losses import Asked
 from frugalrec.selection.influence import Problem, risk_gradient, slopes
-from frugalrec.selection.surrogate_losses import Asked, Softmax, transition_loss
+from frugalrec.selection.surrogate_losses import Softmax, transition_loss
 from frugalrec.testing.toys import cycle_dataset
 
 DATA = cycle_dataset(n_users=30, n_items=13, length=9)

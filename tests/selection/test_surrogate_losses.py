@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from frugalrec.selection import surrogate_losses
-from frugalrec.selection.surrogate_losses import Asked, transition_loss
+from frugalrec.selection import catalogue_losses
+from frugalrec.selection.catalogue_losses import Asked
+from frugalrec.selection.surrogate_losses import transition_loss
 from frugalrec.testing.toys import cycle_dataset
 
 DATA = cycle_dataset(n_users=40, n_items=23, length=6)
@@ -24,7 +25,7 @@ def case(scale):
 def pieces(request, monkeypatch):
     """Blocks and tiles of several sizes, whole ones and ragged ones."""
     for name, value in zip(("WHOLE", "BLOCK", "TILE"), request.param, strict=True):
-        monkeypatch.setattr(surrogate_losses, name, value)
+        monkeypatch.setattr(catalogue_losses, name, value)
 
 
 @pytest.mark.parametrize("scale", [1.0, 20.0], ids=["bounded", "overflowing"])

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from frugalrec.errors import ConfigError
 from frugalrec.rng import derive_seed
+from frugalrec.selection.catalogue_losses import CatalogueLoss, TransitionLoss
 from frugalrec.selection.influence import Problem, Vector, moved_along
-from frugalrec.selection.surrogate_losses import CatalogueLoss, TransitionLoss
 from frugalrec.types import LongArray
 
 Product = Callable[[Vector], Vector]

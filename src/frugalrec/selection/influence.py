@@ -27,8 +27,8 @@ from frugalrec.engine import map_batches
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.recommenders.batching import cells, ranges
 from frugalrec.recommenders.networks import SequenceNetwork
+from frugalrec.selection.catalogue_losses import Asked, TransitionLoss
 from frugalrec.selection.duals import NoRule, both, dual
-from frugalrec.selection.surrogate_losses import Asked, TransitionLoss
 from frugalrec.types import FloatArray, LongArray
 
 Vector = dict[str, Tensor]

@@ -25,9 +25,9 @@ from frugalrec.types import DoubleArray, FloatArray, Selection
 
 if TYPE_CHECKING:
     from frugalrec.recommenders.sequential import SequentialRecommender
+    from frugalrec.selection.catalogue_losses import TransitionLoss
     from frugalrec.selection.curvature import Solution
     from frugalrec.selection.influence import Problem, Vector
-    from frugalrec.selection.surrogate_losses import TransitionLoss
 
 Target = Literal["auto", "train", "valid"]
 Curvature = Literal["none", "hessian", "gauss-newton"]
