@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -94,6 +93,8 @@ class FrozenLayers:
         self.network = network
         self.layers: Any = lists[0]
         self.cut = n_layers - tuned
+        pairs = self._wrapped()
+        self._skip: Callable[..., Any] = lambda states, *_, **__: (states,) if pairs else states
 
     @property
     def tuned(self) -> list[int]:
@@ -177,11 +178,10 @@ class FrozenLayers:
         def enter(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
             return (states, *args[1:])
 
-        skip = self._skip
         with ExitStack() as changes:
             changes.callback(self.layers[self.cut].register_forward_pre_hook(enter).remove)
             for layer in self.layers[: self.cut]:
-                layer.forward = skip
+                layer.forward = self._skip
                 changes.callback(delattr, layer, "forward")
             yield
 
@@ -208,17 +208,17 @@ class FrozenLayers:
         finally:
             del feed.forward
 
-    @cached_property
-    def _skip(self) -> Callable[..., Any]:
-        """What a layer does that does nothing: older architectures wrap their output in a tuple."""
+    @torch.no_grad()
+    def _wrapped(self) -> bool:
+        """Return whether layers wrap their output in a tuple, as older architectures do."""
         seen: list[bool] = []
         hook = self.layers[0].register_forward_hook(
             lambda _, __, output: seen.append(isinstance(output, tuple))
         )
-        with torch.no_grad():
+        try:
             self.network.base_model(
                 input_ids=torch.tensor([[0]], device=self.network.device), use_cache=False
             )
-        hook.remove()
-        pairs = seen[0]
-        return lambda states, *args, **kwargs: (states,) if pairs else states
+        finally:
+            hook.remove()
+        return seen[0]
