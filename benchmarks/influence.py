@@ -19,6 +19,7 @@ import platform
 import resource
 import time
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def scored(parts: Split, models: list[SASRec], rows: Examples, **options: Any) -
     return Influence(surrogates=models, valid=parts.valid, **options).score(rows, parts.train)
 
 
+def between(singles: list[FloatArray], size: int) -> float:
+    """Return the mean agreement of all pairs of disjoint groups of so many surrogates' mean scores."""
+    scaled = [scores / np.nanstd(scores) for scores in singles]
+    groups = list(combinations(range(len(scaled)), size))
+    means = {group: np.mean([scaled[one] for one in group], axis=0) for group in groups}
+    pairs = [(a, b) for a, b in combinations(groups, 2) if not set(a) & set(b)]
+    return float(np.mean([agreement(means[a], means[b]) for a, b in pairs]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
@@ -136,14 +146,13 @@ def main() -> None:
     half = len(models) // 2
     stability: dict[str, Any] = {}
     for name in ("softmax", "expected-bce", "sampled-bce"):
-        one, two = (scored(parts, models[:1], rows, loss=name, seed=seed) for seed in (0, 1))
-        other = scored(parts, models[1:2], rows, loss=name, seed=0)
-        halves = [scored(parts, part, rows, loss=name) for part in (models[:half], models[half:])]
+        singles = [scored(parts, [model], rows, loss=name) for model in models]
+        again = scored(parts, models[:1], rows, loss=name, seed=1)
         stability[name] = {
-            "same_surrogate_scored_twice": round(agreement(one, two), 4),
-            "identical": bool(np.array_equal(one, two)),
-            "two_surrogate_seeds": round(agreement(one, other), 4),
-            f"means_of_{half}_surrogates": round(agreement(*halves), 4),
+            "same_surrogate_scored_twice": round(agreement(singles[0], again), 4),
+            "identical": bool(np.array_equal(singles[0], again)),
+            "two_surrogate_seeds": round(between(singles, 1), 4),
+            f"means_of_{half}_surrogates": round(between(singles, half), 4),
         }
         print(json.dumps({name: stability[name]}), flush=True)
     print(

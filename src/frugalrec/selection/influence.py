@@ -3,7 +3,8 @@
 DEALRec (Lin et al., SIGIR 2024, arXiv 2401.17197, Equations 4 to 11): removing sample s changes the
 risk by ``(1/n) grad L(s) . q`` with ``q = H^-1 v``, v the gradient of the risk. q is one vector for all
 samples, so a score is the slope of the sample's loss along q: forward-mode differentiation gives it
-for a whole batch in about the time of two forward passes, for any subset of the parameters.
+for a whole batch in about the time of three forward passes, for any subset of the parameters. Scores of one
+surrogate are exact; what they hang on is its seed, and the mean over several seeds takes that away.
 
 A positive score is a helpful sample: without it, the risk would rise.
 """
