@@ -14,11 +14,11 @@ All arms choose `--budget` of the same `--rows` candidate rows (one a user, draw
 surrogate (SASRec, trained on the whole train fold) a seed. Each arm is run with `--seeds` seeds of
 surrogate, choice and tuning. Tuning does not depend on the arm. Rows:
 
-- `random`, `el2n`, `ccs`: baselines;
+- `random`, `el2n`, `grand`, `ccs`: baselines;
 - `reference`: DEALRec as its published code computes it (one negative a row, one matrix, min-max,
   effort of one LoRA matrix, groups of equal width, the top tenth pruned);
 - `frugal`: ours, the default preset;
-- `influence`, `easy`: its parts alone (highest validation influence; lowest effort);
+- `influence`, `easy`: its parts alone (highest validation influence; lowest effort); `hard`: highest effort;
 - `valid-popular`: rows whose target is most popular in the validation fold, drawn without any model:
   what influence would be if it only were popularity;
 - `full`: every candidate row;
@@ -61,6 +61,7 @@ from frugalrec.rng import generator
 from frugalrec.selection.combination import combine
 from frugalrec.selection.dealrec import PRESETS, DEALRec
 from frugalrec.selection.diagnostics import overlap
+from frugalrec.selection.grand import GraNd
 from frugalrec.selection.head_norms import head_gradient_norms
 from frugalrec.selection.next_title import NextTitlePrompt
 from frugalrec.selection.surrogates import CCS, EL2N, Influence
@@ -84,7 +85,7 @@ SHOWN, CHARS = 8, 50
 METRICS = tuple(f"{name}@{k}" for name in ("recall", "ndcg") for k in (10, 20, 50))
 BITS = "rank_bits"
 """Mean log2 of a held-out item's rank, lower is better: every user counts, at a cut-off one in fifty does."""
-ARMS = ("random", "el2n", "ccs", "reference", "frugal", "influence", "easy", "valid-popular")
+ARMS = ("random", "el2n", "grand", "ccs", "reference", "frugal", "influence", "easy", "hard", "valid-popular")
 HEAD = ItemHeadConfig()
 
 
@@ -191,8 +192,9 @@ class Scores:
     def _score(self, name: str) -> FloatArray:
         work = self.work
         given: dict[str, Any] = {"surrogates": [self.surrogate], "valid": work.parts.valid, "seed": self.seed}
-        if name == "el2n":
-            return EL2N(**given).score(work.candidates, work.parts.train)
+        if name in ("el2n", "grand"):
+            scorer = EL2N(**given) if name == "el2n" else GraNd(**given)
+            return scorer.score(work.candidates, work.parts.train)
         preset, _, part = name.partition(" ")
         if part == "influence":
             options = {**given, **PRESETS[preset].influence}
@@ -217,16 +219,17 @@ def choose(arm: str, scores: Scores, budget: int) -> Choice:
     if arm == "full":
         return Choice(kept=np.arange(n), seconds={})
     seconds = {"surrogate": scores.surrogate_s}
-    if arm in ("el2n", "ccs"):
-        found, seconds["scores"] = scores.of("el2n")
-        kept = top(found, budget) if arm == "el2n" else CCS().choose(found, budget, seed=seed).kept
+    if arm in ("el2n", "grand", "ccs"):
+        found, seconds["scores"] = scores.of("grand" if arm == "grand" else "el2n")
+        kept = CCS().choose(found, budget, seed=seed).kept if arm == "ccs" else top(found, budget)
         return Choice(kept=kept, seconds=seconds)
     if arm == "influence":
         found, seconds["scores"] = scores.of("frugal influence")
         return Choice(kept=top(found, budget), seconds=seconds)
-    if arm == "easy":
+    if arm in ("easy", "hard"):
         found, spent = scores.of("frugal effort")
-        return Choice(kept=top(-found, budget), seconds={"scores": spent}, reads_all=True)
+        kept = top(-found if arm == "easy" else found, budget)
+        return Choice(kept=kept, seconds={"scores": spent}, reads_all=True)
     preset = PRESETS[arm]
     parts = {part: scores.of(f"{arm} {part}") for part in ("influence", "effort")}
     seconds["scores"] = sum(spent for _, spent in parts.values())
