@@ -78,6 +78,23 @@ def test_the_network_is_left_as_it_was(network: Any) -> None:
     assert "forward" not in vars(layers.layers[0])
 
 
+def test_an_error_leaves_the_network_as_it_was(network: Any) -> None:
+    """Whatever happens above the cut, the layers below work again; their own `forward` is restored."""
+    layers = FrozenLayers(network, 1)
+    states = layers.read(TEXTS).padded([0])
+    before, top = whole(network, TEXTS[0]), layers.layers[-1]
+    own = layers.layers[0].forward
+    layers.layers[0].forward = own  # as a library's hook would do
+    failing = top.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        layers.last(*states)
+    failing.remove()
+    assert layers.layers[0].__dict__["forward"] is own
+    del layers.layers[0].forward
+    assert torch.equal(whole(network, TEXTS[0]), before)
+    assert not any("forward" in vars(part) for part in network.modules())
+
+
 def test_gradients_stop_at_the_cut(network: Any) -> None:
     """Layers above the cut get gradients, those below none."""
     for parameter in network.parameters():

@@ -18,10 +18,10 @@ from frugalrec.tuning.item_head import (
     ItemHeadConfig,
     Prompts,
     item_head,
+    output_title_vectors,
     profiles,
     read_prompts,
     take,
-    title_vectors,
 )
 
 TITLES = ["Alien", "Heat", "Blade Runner", "The Matrix", "the quick fox", "lazy dog"]
@@ -38,14 +38,14 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> LocalLM:
 def prompts(lm: LocalLM, layers: int = 2) -> Prompts:
     """Return the prompts of all histories."""
     texts = ["Films watched: " + "; ".join(TITLES[i] for i in history) for history in HISTORIES]
-    return read_prompts(lm, texts, HISTORIES, title_vectors(lm, TITLES), layers=layers)
+    return read_prompts(lm, texts, HISTORIES, output_title_vectors(lm, TITLES), layers=layers)
 
 
 @pytest.fixture
 def head(lm: LocalLM) -> Iterator[ItemHead]:
     """A fresh head on two layers."""
     config = ItemHeadConfig(layers=2, rank=2, alpha=4, batch_size=2, epochs=30, learning_rate=0.02)
-    with item_head(lm, title_vectors(lm, TITLES), config) as found:
+    with item_head(lm, output_title_vectors(lm, TITLES), config) as found:
         yield found
 
 
@@ -59,12 +59,12 @@ def test_title_vectors_by_hand(lm: LocalLM) -> None:
         means.append(sum(w * table[t] for w, t in zip(weights, row, strict=True)) / sum(weights))
     wanted = np.array(means) - np.mean(means, axis=0)
     wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
-    np.testing.assert_allclose(title_vectors(lm, TITLES), wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(output_title_vectors(lm, TITLES), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_an_empty_history_has_no_direction(lm: LocalLM) -> None:
     """Its profile is zero, others have length 1."""
-    found = profiles(title_vectors(lm, TITLES), [np.array([], dtype=np.int32), HISTORIES[0]])
+    found = profiles(output_title_vectors(lm, TITLES), [np.array([], dtype=np.int32), HISTORIES[0]])
     assert not found[0].any()
     assert np.linalg.norm(found[1]) == pytest.approx(1, rel=1e-5)
 
@@ -84,7 +84,7 @@ def test_tuning_learns_the_targets(lm: LocalLM, head: ItemHead) -> None:
     """Every target comes first at last, and the loss falls."""
     given = prompts(lm)
     evidence = head.fit(given, TARGETS)
-    scores = head.users(given) @ title_vectors(lm, TITLES).T
+    scores = head.users(given) @ output_title_vectors(lm, TITLES).T
     assert scores.argmax(axis=1).tolist() == TARGETS.tolist()
     assert evidence["loss_by_epoch"][-1] < evidence["loss_by_epoch"][0] / 2
     assert evidence["samples"] == 5
@@ -92,7 +92,7 @@ def test_tuning_learns_the_targets(lm: LocalLM, head: ItemHead) -> None:
 
 def test_the_model_is_given_back(lm: LocalLM) -> None:
     """After the context the network has no LoRA matrix and says what it said; two heads do not meet."""
-    given, vectors = prompts(lm), title_vectors(lm, TITLES)
+    given, vectors = prompts(lm), output_title_vectors(lm, TITLES)
     ids = torch.tensor([[5, 6, 7]])
     before = lm.network(input_ids=ids).logits
     found = []
@@ -140,6 +140,26 @@ def test_bad_input_is_named(lm: LocalLM, head: ItemHead) -> None:
         head_gradient_norms(head, prompts(lm), TARGETS, parameters="norm")
     with pytest.raises(ConfigError, match="epochs must be above 0"):
         ItemHeadConfig(epochs=0)
+
+
+def test_states_of_another_cut_are_refused(lm: LocalLM, head: ItemHead) -> None:
+    """Shapes would fit, and the result would be wrong."""
+    with pytest.raises(ConfigError, match="read up to layer 2, the head tunes from layer 1 on"):
+        head.users(prompts(lm, layers=1))
+
+
+def test_an_item_without_title_has_no_vector(lm: LocalLM) -> None:
+    """Zeros, and the others are centred among themselves."""
+    found = output_title_vectors(lm, [*TITLES, " "])
+    assert not found[-1].any()
+    np.testing.assert_allclose(np.linalg.norm(found[:-1], axis=1), 1, rtol=1e-5)
+
+
+def test_the_model_is_given_back_after_an_error(lm: LocalLM) -> None:
+    """An error inside leaves no LoRA matrix behind."""
+    with pytest.raises(ZeroDivisionError), item_head(lm, output_title_vectors(lm, TITLES)):
+        1 / 0  # noqa: B018 - raises
+    assert not any("lora_" in name for name, _ in lm.network.named_parameters())
 
 
 def test_foreign_vectors_are_refused(lm: LocalLM) -> None:

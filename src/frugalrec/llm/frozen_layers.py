@@ -8,7 +8,7 @@ top 4 of 30 layers tuned, a pass costs about a seventh. Causal networks only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.llm.batching import token_batches
+from frugalrec.llm.last_layer import FeedForward
 from frugalrec.types import LongArray
 
 Progress = Callable[[int, int], None]
@@ -35,6 +36,8 @@ class TokenStates:
     """(n_tokens, width); half precision, since they are the most that is kept of a text."""
     indptr: LongArray
     """Row pointers into `values`, (n_texts + 1,)."""
+    cut: int
+    """Number of the layer that they enter."""
 
     def __len__(self) -> int:
         """Return the number of texts."""
@@ -51,7 +54,7 @@ class TokenStates:
         parts = [self.values[self.indptr[row] : self.indptr[row + 1]] for row in rows]
         indptr = np.concatenate([[0], np.cumsum(self.lengths[rows])]).astype(np.int64)
         values = np.concatenate(parts) if parts else self.values[:0]
-        return TokenStates(values=values, indptr=indptr)
+        return TokenStates(values=values, indptr=indptr, cut=self.cut)
 
     def padded(self, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return states of some texts, (b, longest, width) float32 with zeros behind, and lengths (b,)."""
@@ -93,7 +96,8 @@ class FrozenLayers:
         self.network = network
         self.layers: Any = lists[0]
         self.cut = n_layers - tuned
-        pairs = self._wrapped()
+        self._feed = FeedForward.of(list(self.layers), [])
+        pairs = self._looked_at()
         self._skip: Callable[..., Any] = lambda states, *_, **__: (states,) if pairs else states
 
     @property
@@ -118,6 +122,7 @@ class FrozenLayers:
 
         Raises:
             DataError: If a text is empty.
+            ModelError: If a state does not fit into half precision.
         """
         lengths = np.array([len(text) for text in texts], dtype=np.int64)
         if not (lengths > 0).all():
@@ -139,7 +144,7 @@ class FrozenLayers:
             done += len(batch)
             if progress is not None:
                 progress(done, len(texts))
-        return TokenStates(values=values, indptr=indptr)
+        return TokenStates(values=values, indptr=indptr, cut=self.cut)
 
     def last(self, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Run the layers above the cut; return the final state of each text's last token, (b, width).
@@ -149,10 +154,10 @@ class FrozenLayers:
             lengths: (b,). What stands behind a text is not seen by its tokens: attention is causal.
         """
         states = states.to(self.network.device, self.network.dtype)
-        places = torch.arange(states.shape[0], device=states.device), lengths.to(states.device) - 1
-        with self._entering(states), self._feeding_only(places):
+        rows, columns = list(range(states.shape[0])), (lengths - 1).tolist()
+        with self._entering(states), self._feeding_only(rows, columns):
             final = self.network.base_model(inputs_embeds=states, use_cache=False).last_hidden_state
-        chosen: torch.Tensor = final[places]
+        chosen: torch.Tensor = final[rows, columns]
         return chosen
 
     def _lower(self, ids: torch.Tensor) -> torch.Tensor:
@@ -181,44 +186,34 @@ class FrozenLayers:
         with ExitStack() as changes:
             changes.callback(self.layers[self.cut].register_forward_pre_hook(enter).remove)
             for layer in self.layers[: self.cut]:
+                changes.callback(_give_back, layer, layer.__dict__.get("forward"))
                 layer.forward = self._skip
-                changes.callback(delattr, layer, "forward")
             yield
 
-    @contextmanager
-    def _feeding_only(self, places: tuple[torch.Tensor, torch.Tensor]) -> Iterator[None]:
-        """Let the last layer's feed-forward part see only the tokens that are read afterwards.
-
-        What it makes of other tokens reaches nothing. Architectures that call this part otherwise
-        than `mlp` are computed whole.
-        """
-        feed = getattr(self.layers[-1], "mlp", None)
-        if feed is None:
-            yield
-            return
-        whole = feed.forward
-
-        def forward(states: torch.Tensor) -> torch.Tensor:
-            fed = whole(states[places][:, None])[:, 0]
-            return states.new_zeros(*states.shape[:2], fed.shape[-1]).index_put(places, fed)
-
-        feed.forward = forward
-        try:
-            yield
-        finally:
-            del feed.forward
+    def _feeding_only(self, rows: list[int], columns: list[int]) -> AbstractContextManager[None]:
+        return nullcontext() if self._feed is None else self._feed.only_at(rows, columns)
 
     @torch.no_grad()
-    def _wrapped(self) -> bool:
-        """Return whether layers wrap their output in a tuple, as older architectures do."""
+    def _looked_at(self) -> bool:
+        """Run four tokens before anybody hooks in; return whether layers wrap their output in a tuple.
+
+        The feed-forward part finds out on the way whether it treats every position on its own.
+        """
         seen: list[bool] = []
         hook = self.layers[0].register_forward_hook(
             lambda _, __, output: seen.append(isinstance(output, tuple))
         )
+        ids = torch.zeros(1, 4, dtype=torch.long, device=self.network.device)
         try:
-            self.network.base_model(
-                input_ids=torch.tensor([[0]], device=self.network.device), use_cache=False
-            )
+            with self._feeding_only([0], [3]):
+                self.network.base_model(input_ids=ids, use_cache=False)
         finally:
             hook.remove()
         return seen[0]
+
+
+def _give_back(layer: Any, forward: Any) -> None:
+    """Restore a layer's own `forward`, or that of its class."""
+    del layer.forward
+    if forward is not None:
+        layer.forward = forward

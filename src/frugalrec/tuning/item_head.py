@@ -15,6 +15,7 @@ is the LLM's own next-token view of the titles' words; `head_start` of it is whe
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from peft import LoraConfig, get_peft_model
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
-from frugalrec.errors import ConfigError, DataError
+from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.llm.batching import token_batches
 from frugalrec.llm.frozen_layers import FrozenLayers, TokenStates
 from frugalrec.llm.loading import quiet_peft
@@ -61,17 +62,22 @@ class ItemHeadConfig:
     layers: int = 1
     """Top layers of the LLM that get LoRA matrices."""
     rank: int = 8
+    """Rank of the LoRA matrices."""
     alpha: int = 16
     """LoRA scale; updates are multiplied by alpha / rank."""
     epochs: int = 3
+    """Passes over the prompts."""
     learning_rate: float = 1e-3
     """Peak rate of AdamW; a tenth of the steps rises, the rest falls to 0."""
     batch_size: int = 16
+    """Prompts in a step."""
+    weight_decay: float = 0.01
     scale: float = 10.0
     """What scores are multiplied by inside the softmax: an inverse temperature."""
     head_start: float = 0.1
     """W at the start, times the identity. At 0 the LoRA matrices would get no gradient at first."""
     seed: int = 0
+    """Seed of the LoRA matrices and of the order."""
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -80,18 +86,20 @@ class ItemHeadConfig:
                 raise ConfigError(f"item head: {name} must be above 0, not {getattr(self, name)}.")
 
 
-def title_vectors(lm: LocalLM, titles: Sequence[str], *, max_tokens: int = 24) -> FloatArray:
+def output_title_vectors(lm: LocalLM, titles: Sequence[str], *, max_tokens: int = 24) -> FloatArray:
     """Return one vector per title in the space of the LLM's output embeddings, (n, width), length 1.
 
     The mean of its tokens' output embeddings, rare tokens weighted up (inverse document frequency
-    over the titles), minus the mean over all titles. A title without tokens gets zeros.
+    over the titles), minus the mean over all titles. An item without title gets zeros.
 
     Args:
         lm: The model.
         titles: The titles.
         max_tokens: Tokens of a title that count.
     """
-    rows = [tokens[:max_tokens] for tokens in lm.encode([f" {clean_title(t, 1 << 20)}" for t in titles])]
+    texts = [f" {clean_title(title, 1 << 20)}" if title.strip() else "" for title in titles]
+    tokenized = lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    rows = [np.array(tokens[:max_tokens], dtype=np.int64) for tokens in tokenized]
     table = lm.network.get_output_embeddings().weight.detach().float().cpu().numpy()
     seen = np.zeros(table.shape[0])
     for row in rows:
@@ -99,15 +107,20 @@ def title_vectors(lm: LocalLM, titles: Sequence[str], *, max_tokens: int = 24) -
     weights = np.log((1 + len(rows)) / (1 + seen)) + 1
     vectors = np.zeros((len(rows), table.shape[1]), dtype=np.float32)
     for number, row in enumerate(rows):
-        if row:
+        if row.size:
             vectors[number] = (table[row] * weights[row, None]).sum(axis=0) / weights[row].sum()
-    full = np.array([bool(row) for row in rows])
+    full = np.array([row.size > 0 for row in rows])
     vectors[full] -= vectors[full].mean(axis=0)
     return _unit(vectors)
 
 
 def profiles(vectors: FloatArray, histories: Sequence[IntArray]) -> FloatArray:
-    """Return the direction of each history's mean title vector, (n, width); zeros without history."""
+    """Return the direction of each history's mean title vector, (n, width); zeros without history.
+
+    Args:
+        vectors: Item vectors, (n_items, width).
+        histories: Item codes of each history.
+    """
     means = np.zeros((len(histories), vectors.shape[1]), dtype=np.float32)
     for row, history in enumerate(histories):
         if history.size:
@@ -148,7 +161,7 @@ class ItemHead:
         config, wanted = self.config, torch.from_numpy(targets.astype(np.int64))
         order = batches(prompts.states.lengths.tolist(), config.batch_size, config.epochs, config.seed)
         tuned = list(self.parameters.values())
-        optimizer = torch.optim.AdamW(tuned, lr=config.learning_rate, weight_decay=0.01)
+        optimizer = torch.optim.AdamW(tuned, lr=config.learning_rate, weight_decay=config.weight_decay)
         rising = max(1, len(order) // 10)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / rising, (len(order) - step) / (len(order) - rising + 1))
@@ -177,6 +190,11 @@ class ItemHead:
         return found
 
     def _users(self, prompts: Prompts, rows: Sequence[int]) -> torch.Tensor:
+        if prompts.states.cut != self.layers.cut:
+            raise ConfigError(
+                f"the prompts were read up to layer {prompts.states.cut}, the head tunes from layer "
+                f"{self.layers.cut} on; read them with layers={len(self.layers.tuned)}."
+            )
         state = self.layers.last(*prompts.states.padded(rows)).float()
         said = torch.from_numpy(prompts.profiles[list(rows)]).to(state.device)
         users: torch.Tensor = said + self.linear(torch.nn.functional.normalize(state, dim=1))
@@ -189,15 +207,21 @@ def item_head(lm: LocalLM, vectors: FloatArray, config: ItemHeadConfig | None = 
 
     Args:
         lm: A causal model.
-        vectors: Item vectors, (n_items, width), for example `title_vectors`.
+        vectors: Item vectors, (n_items, width), for example `output_title_vectors`.
         config: How it is tuned.
+
+    Raises:
+        ConfigError: If the vectors are not those of this model, or it has fewer layers.
+        ModelError: If the model carries an adapter, or has no layer for LoRA matrices.
     """
     config = config or ItemHeadConfig()
+    if lm.adapter is not None:
+        raise ModelError(f"{lm.model} carries the adapter {lm.adapter}; load it without, or merge it first.")
     layers = FrozenLayers(lm.network, config.layers)
     if vectors.shape[1] != lm.network.config.get_text_config().hidden_size:
         raise ConfigError(
             f"item vectors have {vectors.shape[1]} values, the model's states have "
-            f"{lm.network.config.get_text_config().hidden_size}; take title_vectors of this model."
+            f"{lm.network.config.get_text_config().hidden_size}; take output_title_vectors of this model."
         )
     # Names of the linear layers above the cut, spelled out: PEFT takes a list of whole names.
     above = {id(module) for number in layers.tuned for module in layers.layers[number].modules()}
@@ -206,8 +230,13 @@ def item_head(lm: LocalLM, vectors: FloatArray, config: ItemHeadConfig | None = 
         for name, module in lm.network.named_modules()
         if id(module) in above and type(module).__name__ in ("Linear", "Conv1D")
     ]
+    if not targets:
+        raise ModelError(
+            f"the top {config.layers} layers of {lm.model} hold no linear layer for LoRA matrices."
+        )
     flags = {parameter: parameter.requires_grad for parameter in lm.network.parameters()}
-    with torch.random.fork_rng(devices=[]), quiet_peft():
+    with torch.random.fork_rng(devices=[]), quiet_peft(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right itself
         torch.manual_seed(derive_seed(config.seed, "tuning", "item-head"))
         model = get_peft_model(
             lm.network, LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets)
@@ -229,7 +258,16 @@ def read_prompts(
     layers: int,
     **options: Any,
 ) -> Prompts:
-    """Read prompts with the layers that stay frozen; see `FrozenLayers.read` for options."""
+    """Read prompts with the layers that stay frozen.
+
+    Args:
+        lm: The model.
+        texts: The prompts.
+        histories: Item codes that each prompt shows.
+        vectors: Item vectors, (n_items, width).
+        layers: `ItemHeadConfig.layers` of the head that will be tuned.
+        **options: See `FrozenLayers.read`.
+    """
     states = FrozenLayers(lm.network, layers).read(lm.encode(texts), **options)
     return Prompts(states=states, profiles=profiles(vectors, histories))
 

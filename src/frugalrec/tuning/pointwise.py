@@ -108,8 +108,9 @@ class PointwiseTuner(Tuner):
         groups, tokens = self._groups(base, rows, pack_groups)
         judged = self._groups(base, validation, pack_groups)[0] if validation else []
         checkpoints = _prepared(out, self._key(base, rows, validation))
+        training = time.perf_counter()
         model, outcome = self._train(fresh.network, groups, judged, tokens, checkpoints, progress)
-        trained_s = time.perf_counter() - started
+        trained_s = time.perf_counter() - training
         sha256 = lora.save(model, out)
         logits = lora.evaluate_groups(model, [group.packed for group in groups[:4]], tokens)
         odds = np.concatenate([(pair[:, 0] - pair[:, 1]).numpy() for pair in logits])

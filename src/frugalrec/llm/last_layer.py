@@ -45,7 +45,7 @@ class FeedForward:
             if args or kwargs or not self._is_positionwise(forward, states):
                 return forward(states, *args, **kwargs)
             at = tuple(places.to(states.device))
-            found = forward(states[at][None])[0]
+            found = forward(states[at][:, None])[:, 0]  # a row each, so that hooks can tell samples apart
             return torch.zeros_like(states).index_put(at, found)
 
         self.module.forward = narrow
