@@ -62,6 +62,28 @@ def test_frugal_keeps_the_highest_sums_of_influence_and_ease(lm):
     assert scores[kept].min() >= np.sort(scores)[-5]
 
 
+def test_the_llm_reads_only_what_influence_puts_first(lm):
+    scorer = build(lm, valid=PARTS.valid, choice={}, pool=10)
+    scores = scorer.score(ROWS, PARTS.train)
+    seen = ~np.isnan(scorer.parts_["effort"])
+    assert seen.sum() == 10 and np.array_equal(seen, ~np.isnan(scores))
+    influence = scorer.parts_["influence"]
+    assert influence[seen].min() >= influence[~seen].max()
+    parts = [normalise(part[seen], "rank") for part in scorer.parts_.values()]
+    np.testing.assert_allclose(scores[seen], parts[0] - parts[1], atol=1e-6)
+    assert scorer.scorable(len(ROWS)) == 10
+
+
+def test_choice_options_that_would_do_nothing_are_refused(lm):
+    scores = np.arange(30, dtype=np.float32)
+    with pytest.raises(ConfigError, match="prune_top needs groups"):
+        build(lm, choice={"prune_top": 0.1}).choose(scores, 5)
+    with pytest.raises(ConfigError, match="unknown choice option 'group'"):
+        build(lm, choice={"group": 3}).choose(scores, 5)
+    with pytest.raises(ConfigError, match="pool=0 must be a whole number"):
+        build(lm, pool=0).scorable(30)
+
+
 @pytest.mark.parametrize("choice", [{}, {"groups": 4}])
 def test_rows_outside_the_pool_are_never_kept(lm, choice):
     scorer = build(lm, effort={"pool": 12}, choice=choice)

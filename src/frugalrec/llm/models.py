@@ -26,6 +26,7 @@ from typing import Any
 
 from frugalrec.errors import DownloadError, ModelError, StorageError, require
 from frugalrec.llm import conversion
+from frugalrec.runs import file_hash
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,16 @@ def list_models() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def identity(model: str | Path) -> str:
+    """Return what identifies a model's weights: a hash of its folder's files, or the hub's id.
+
+    Raises:
+        ModelError: As `find`.
+    """
+    found = find(model)
+    return file_hash(found) if isinstance(found, Path) else found
 
 
 def find(model: str | Path) -> Path | str:

@@ -57,6 +57,10 @@ class Scorer(ABC):
             raise DataError(f"{self.name}: expected {len(examples)} scores, one a row; got {scores.shape}.")
         return scores
 
+    def scorable(self, n: int) -> int:
+        """Return the most rows, of n, that can have a score: what a budget must not exceed."""
+        return n
+
     def choose(self, scores: FloatArray, budget: int | float | str, *, seed: int = 0) -> Selection:
         """Return which rows to keep, given their scores: the highest, unless a method says otherwise."""
         return select(scores, budget, scorer=self.name, seed=seed)

@@ -1,8 +1,8 @@
 """DEALRec: influence on a surrogate plus effort of the LLM.
 
 Lin et al., SIGIR 2024 (arXiv 2401.17197), with three presets that differ where paper, published code
-and sound practice differ. What the presets share is the idea: a sample is worth its tokens if it helps
-the recommendation task (influence) and is not yet known to the LLM (effort).
+and sound practice differ. They share the two parts, whether a sample helps the recommendation task
+(influence) and how hard it is for the LLM (effort), and differ in how these are computed and combined.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from frugalrec.selection.base import Scorer, parse_budget
 from frugalrec.selection.combination import Normalisation, combine
 from frugalrec.selection.coverage import Bins
 from frugalrec.selection.surrogates import Influence, chosen_by_strata
-from frugalrec.types import FloatArray, Selection
+from frugalrec.types import FloatArray, LongArray, Selection
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
@@ -39,6 +39,8 @@ class Preset:
     normalisation: Normalisation = "rank"
     weight: float = 0.3
     """lambda, the weight of effort; below 0, rows that are easy for the LLM come first."""
+    pool: int | None = None
+    """Effort is asked for only so many rows, those with the highest influence; default: all."""
     groups: int | None = 50
     """Groups of the sum that share the budget, or None: the rows with the highest sums."""
     bins: Bins = "quantile"
@@ -47,10 +49,10 @@ class Preset:
 
 
 PRESETS: dict[str, Preset] = {
-    # Deterministic; effort for a bounded pool, so that scoring costs no more than tuning. Easy rows first:
-    # with few samples hard ones teach little (Sorscher et al., NeurIPS 2022), and here, too, they were
-    # worse than random ones. No groups: equal shares of equal groups come close to a random choice.
-    "frugal": Preset(effort={"pool": 4096}, weight=-1.0, groups=None),
+    # Deterministic; the LLM reads only rows that influence has already put first. Among them, easy ones:
+    # with few samples hard ones teach little (Sorscher et al., NeurIPS 2022). No groups: equal shares of
+    # equal groups come close to a random choice.
+    "frugal": Preset(weight=-1.0, pool=1024, groups=None),
     # The equations: all parameters, a curvature that is not drowned by its damping, raw sums.
     "paper": Preset(
         influence={
@@ -84,15 +86,19 @@ class DEALRec(Scorer):
 
     name: ClassVar[str] = "dealrec"
     prefers: ClassVar[str] = "influence plus weighted effort, as the preset says"
-    takes: ClassVar[frozenset[str]] = frozenset({"seed", "valid", "progress", "llm", "noun", "cache"})
+    takes: ClassVar[frozenset[str]] = frozenset(
+        {"seed", "valid", "progress", "llm", "dtype", "noun", "cache"}
+    )
 
     def __init__(
         self,
         *,
         preset: str = "frugal",
         llm: LocalLM | str | Path = "smollm2-135m",
+        dtype: str = "auto",
         noun: str = "item",
         weight: float | None = None,
+        pool: int | None = None,
         influence: Mapping[str, Any] | None = None,
         effort: Mapping[str, Any] | None = None,
         choice: Mapping[str, Any] | None = None,
@@ -106,18 +112,23 @@ class DEALRec(Scorer):
         Args:
             preset: `frugal`, `paper` or `reference` (see `PRESETS`).
             llm: The LLM, or a smaller one in its place, whose gradients are the effort.
+            dtype: The type that the LLM computes in, where it is loaded here.
             noun: What one item is called in the prompts of effort.
             weight: Weight of effort; default: the preset's.
+            pool: How many rows, those with the highest influence, effort is computed for; the others are
+                undefined. Default: the preset's.
             influence: Options of `Influence` over the preset's.
             effort: Options of `Effort` over the preset's.
-            choice: `groups`, `bins`, `prune_top`, `prune_bottom` of `stratified` over the preset's.
+            choice: `groups`, `bins`, `prune_top`, `prune_bottom` of `stratified` over the preset's; where
+                `groups` is None, the highest sums are kept and the others must not be given.
             valid: The validation fold.
             seed: Seed of surrogate, LoRA matrices, pool and draws.
             cache: A folder from which a killed call goes on: checkpoints of the surrogates, and batches
                 of effort.
             progress: Is told of (rows, rows in all), both parts counted.
         """
-        self.preset, self.llm, self.noun, self.weight = preset, llm, noun, weight
+        self.preset, self.llm, self.dtype, self.noun = preset, llm, dtype, noun
+        self.weight, self.pool = weight, pool
         self.influence, self.effort = dict(influence or {}), dict(effort or {})
         self.choice, self.valid, self.seed = dict(choice or {}), valid, seed
         self.cache, self.progress = cache, progress
@@ -129,32 +140,55 @@ class DEALRec(Scorer):
         preset = self._preset()
         shared = {"seed": self.seed, "cache": self.cache}
         influence = Influence(**shared | {"valid": self.valid} | dict(preset.influence) | self.influence)
-        llm = {"llm": self.llm, "noun": self.noun}
+        llm = {"llm": self.llm, "dtype": self.dtype, "noun": self.noun}
         effort = Effort(**shared | llm | dict(preset.effort) | self.effort)
         n, n_models = len(examples), len(influence.surrogates or ()) or influence.n_surrogates
+        pool = self.scorable(n)
         if self.progress is not None:
-            pool = n if effort.pool is None else min(effort.pool, n)
             influence.progress = partial(_tell, self.progress, 0, pool)
             effort.progress = partial(_tell, self.progress, n * n_models, 0)
-        self.parts_ = {one.name: one.score(examples, dataset) for one in (influence, effort)}
-        self.costs_ = {**influence.costs_, **effort.costs_}
+        helpful = influence.score(examples, dataset)
+        rows = highest(helpful, pool)
+        hard = np.full(n, np.nan, dtype=np.float32)
+        hard[rows] = effort.score(examples.take(rows), dataset)
+        self.parts_, self.costs_ = (
+            {"influence": helpful, "effort": hard},
+            {**influence.costs_, **effort.costs_},
+        )
         weights = {"influence": 1.0, "effort": preset.weight if self.weight is None else self.weight}
-        return combine(self.parts_, weights, preset.normalisation).astype("float32")
+        # Both parts over the same rows, or the ranks of one would span less than those of the other.
+        seen = {"influence": np.where(np.isnan(hard), np.float32(np.nan), helpful), "effort": hard}
+        return combine(seen, weights, preset.normalisation).astype("float32")
+
+    def scorable(self, n: int) -> int:
+        """Return how many of n rows can have a score: the pool."""
+        pool = self._preset().pool if self.pool is None else self.pool
+        pool = n if pool is None else pool
+        inner = self.effort.get("pool")
+        if not isinstance(pool, int) or pool < 1:
+            raise ConfigError(f"dealrec: pool={pool!r} must be a whole number of rows, at least 1.")
+        return min(n, pool, n if inner is None else int(inner))
 
     def choose(self, scores: FloatArray, budget: int | float | str, *, seed: int = 0) -> Selection:
         """Return the rows with the highest scores, or a stratified choice where there are groups."""
         preset = self._preset()
         names = ("groups", "bins", "prune_top", "prune_bottom")
+        unknown = sorted(set(self.choice) - set(names))
+        if unknown:
+            raise ConfigError(f"dealrec: unknown choice option {unknown[0]!r}; give {', '.join(names)}.")
         strata = {name: getattr(preset, name) for name in names} | self.choice
-        if strata["groups"] is None:
-            size, defined = parse_budget(budget, scores.size), int((~np.isnan(scores)).sum())
-            if size > defined:
-                raise ConfigError(
-                    f"the budget of {size} rows exceeds the {defined} rows that have a score (of "
-                    f"{scores.size}); lower the budget or raise the pool of effort."
-                )
-            return super().choose(scores, budget, seed=seed)
-        return chosen_by_strata(self.name, scores, scores, budget, seed, **strata)
+        if strata["groups"] is not None:
+            return chosen_by_strata(self.name, scores, scores, budget, seed, **strata)
+        idle = sorted(set(self.choice) - {"groups"})
+        if idle:
+            raise ConfigError(f"dealrec: the choice option {idle[0]} needs groups; give groups, too.")
+        size, defined = parse_budget(budget, scores.size), int((~np.isnan(scores)).sum())
+        if size > defined:
+            raise ConfigError(
+                f"the budget of {size} rows exceeds the {defined} rows that have a score (of "
+                f"{scores.size}); lower the budget or raise the pool."
+            )
+        return super().choose(scores, budget, seed=seed)
 
     def _preset(self) -> Preset:
         if self.preset not in PRESETS:
@@ -165,3 +199,13 @@ class DEALRec(Scorer):
 def _tell(progress: Progress, before: int, after: int, done: int, total: int) -> None:
     """Tell of rows done in one part, with the rows of the parts before and after it."""
     progress(before + done, before + total + after)
+
+
+def highest(scores: FloatArray, size: int) -> LongArray:
+    """Return the `size` rows with the highest scores, ascending; undefined ones come last.
+
+    >>> highest(np.array([3.0, np.nan, 5.0, 1.0]), 2).tolist()
+    [0, 2]
+    """
+    order = np.argsort(np.where(np.isnan(scores), np.inf, -scores), kind="stable")
+    return np.sort(order[:size])

@@ -23,7 +23,7 @@ from frugalrec.ledger import Meter
 from frugalrec.llm import models
 from frugalrec.llm.prompts import RerankPrompt
 from frugalrec.rng import generator
-from frugalrec.runs import Run, Stage, file_hash
+from frugalrec.runs import Run, Stage
 from frugalrec.stages.artefacts import load_arrays, load_json, save_arrays, save_json
 from frugalrec.stages.cheap import CheapArm, load_model
 from frugalrec.stages.data import Prepared, noun_of
@@ -45,8 +45,7 @@ class OpenModel:
     @cached_property
     def key(self) -> str:
         """Return what identifies the weights: a hash of the folder, or the hub's id."""
-        found = models.find(self.config.model)
-        return file_hash(found) if isinstance(found, Path) else str(found)
+        return models.identity(self.config.model)
 
     @cached_property
     def base(self) -> LocalLM:

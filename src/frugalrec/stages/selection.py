@@ -16,8 +16,9 @@ from frugalrec import selection as scorers
 from frugalrec.config import RunConfig
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples, examples
-from frugalrec.errors import DataError, StorageError
+from frugalrec.errors import ConfigError, DataError, StorageError
 from frugalrec.ledger import Meter, Usage
+from frugalrec.llm import models
 from frugalrec.runs import Observer, Run, Stage
 from frugalrec.selection.base import parse_budget
 from frugalrec.selection.diagnostics import describe
@@ -50,6 +51,11 @@ def select_samples(run: Run, config: RunConfig, data: Prepared, *, name: str = "
     def build(folder: Path, meter: Meter) -> None:
         # What a killed attempt had trained and computed lies in the unfinished stage, and only there.
         scorer = _scorer(run, config, data, name, folder / CACHE)
+        if size > scorer.scorable(len(candidates)):
+            raise ConfigError(
+                f"the budget of {size} rows exceeds the {scorer.scorable(len(candidates))} rows that "
+                f"{scorer.name} scores (its pool); lower selection.budget or raise selection.options.pool."
+            )
         scores = scorer.score(candidates, data.split.train)
         kept = scorer.choose(scores, size, seed=config.seed)
         parts = getattr(scorer, "parts_", {})
@@ -63,7 +69,7 @@ def select_samples(run: Run, config: RunConfig, data: Prepared, *, name: str = "
 
     key = {"data": data.key, "selection": section.model_dump(), "seed": config.seed}
     takes = scorers.scorer_class(section.scorer).takes
-    key |= {"llm": config.llm.model} if "llm" in takes else {}
+    key |= {"llm": models.identity(config.llm.model), "dtype": config.llm.dtype} if "llm" in takes else {}
     key |= {"noun": noun_of(config, data.dataset)} if "noun" in takes else {}
     stage = run.stage(name, key, build)
     return Samples(stage=stage, selection=load_selection(stage.path / "selection.npz"), candidates=candidates)
@@ -132,6 +138,7 @@ def _scorer(run: Run, config: RunConfig, data: Prepared, name: str, cache: Path)
         "seed": config.seed,
         "valid": data.split.valid,
         "llm": config.llm.model,
+        "dtype": config.llm.dtype,
         "noun": noun_of(config, data.dataset),
         "cache": cache,
         "progress": lambda done, total: run.observer.progressed(name, done, total),
