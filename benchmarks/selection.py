@@ -6,19 +6,21 @@
 
 The recommender is the embedded LLM with an item head (`frugalrec.tuning.item_head`): LoRA in the last
 layer and a linear map, tuned by the softmax over the whole catalogue, one forward pass a user. It is
-not the generative recommender of the published experiments, whose full rankings would take days here;
-what is compared, the choice of samples, is the same. Layers below the tuned one read each prompt once
-for all arms; what an arm would have paid for reading on its own is in its cost.
+not the generative recommender of the published experiments, whose full rankings would take days here.
+Effort is measured at the head: the gradient norm of the loss that tuning minimises. Layers below the
+tuned one read each prompt once for all arms; what an arm would have paid for reading on its own is in
+its cost.
 
 All arms choose `--budget` of the same `--rows` candidate rows (one a user, drawn at random), with one
 surrogate (SASRec, trained on the whole train fold) a seed. Each arm is run with `--seeds` seeds of
 surrogate, choice and tuning. Tuning does not depend on the arm. Rows:
 
 - `random`, `el2n`, `grand`, `ccs`: baselines;
-- `reference`: DEALRec as its published code computes it (one negative a row, one matrix, min-max,
-  effort of one LoRA matrix, groups of equal width, the top tenth pruned);
-- `frugal`: ours, the default preset;
-- `influence`, `easy`: its parts alone (highest validation influence; lowest effort); `hard`: highest effort;
+- `reference`: the choice of DEALRec's published code (one negative a row, one matrix of the surrogate,
+  min-max, effort of one LoRA matrix, groups of equal width, the top tenth pruned);
+- `frugal`: ours, the default preset of `dealrec`, with a pool of twice the budget;
+- `influence`, `easy`: its parts alone (highest validation influence; lowest effort); `hard`: highest
+  effort;
 - `valid-popular`: rows whose target is most popular in the validation fold, drawn without any model:
   what influence would be if it only were popularity;
 - `full`: every candidate row;
@@ -40,6 +42,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +62,7 @@ from frugalrec.recommenders.baselines import RecentPopularity
 from frugalrec.recommenders.sequential import SASRec
 from frugalrec.rng import generator
 from frugalrec.selection.combination import combine
-from frugalrec.selection.dealrec import PRESETS, DEALRec
+from frugalrec.selection.dealrec import PRESETS, DEALRec, highest
 from frugalrec.selection.diagnostics import overlap
 from frugalrec.selection.grand import GraNd
 from frugalrec.selection.head_norms import head_gradient_norms
@@ -71,12 +74,12 @@ from frugalrec.tuning.item_head import (
     example_histories,
     histories_of,
     item_head,
+    output_title_vectors,
     profiles,
     read_prompts,
     take,
-    title_vectors,
 )
-from frugalrec.types import DoubleArray, Evaluation, FloatArray, IntArray, LongArray
+from frugalrec.types import Evaluation, FloatArray, IntArray, LongArray
 
 ROOT = Path(__file__).resolve().parent.parent
 NOUNS = {"dealrec-games": "game", "dealrec-microlens-50k": "video"}
@@ -115,7 +118,7 @@ def task(name: str, lm: LocalLM, arguments: argparse.Namespace) -> Task:
     candidates = every.take(np.sort(drawn))
     users = generator(0, "benchmark", "selection", "users").permutation(parts.users("test"))
     users = np.sort(users[: arguments.users]).astype(np.int32)
-    vectors = title_vectors(lm, whole.titles)
+    vectors = output_title_vectors(lm, whole.titles)
     prompt = NextTitlePrompt(noun=NOUNS[name], window=SHOWN, max_title_chars=CHARS)
     found, seconds = {}, {}
     for label, histories in (
@@ -124,8 +127,9 @@ def task(name: str, lm: LocalLM, arguments: argparse.Namespace) -> Task:
     ):
         texts = [prompt.question([whole.titles[item] for item in history]) for history in histories]
         shown = [history[-SHOWN:] for history in histories]
-        path = arguments.folder / f"{name}-{label}-{len(texts)}.npz"
-        found[label], seconds[label] = kept(path, lm, texts, shown, vectors)
+        found[label], seconds[label] = read_or_load(
+            arguments.folder / f"{name}-{label}", lm, texts, shown, vectors
+        )
     return Task(
         name=name,
         parts=parts,
@@ -138,20 +142,36 @@ def task(name: str, lm: LocalLM, arguments: argparse.Namespace) -> Task:
     )
 
 
-def kept(
-    path: Path, lm: LocalLM, texts: list[str], shown: list[IntArray], vectors: FloatArray
+def read_or_load(
+    stem: Path, lm: LocalLM, texts: list[str], shown: list[IntArray], vectors: FloatArray
 ) -> tuple[Prompts, float]:
     """Read prompts, or load what an earlier call of this benchmark read, with the seconds it took."""
-    if path.is_file():
-        with np.load(path, allow_pickle=False) as arrays:
-            states = TokenStates(values=arrays["values"], indptr=arrays["indptr"])
-            return Prompts(states=states, profiles=profiles(vectors, shown)), float(arrays["seconds"])
-    start = time.perf_counter()
-    prompts = read_prompts(lm, texts, shown, vectors, layers=1)
-    seconds = time.perf_counter() - start
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, values=prompts.states.values, indptr=prompts.states.indptr, seconds=seconds)
-    return prompts, seconds
+    path = stem.with_name(f"{stem.name}-{digest(lm.fingerprint, HEAD.layers, texts)}.npz")
+    if not path.is_file():
+        start = time.perf_counter()
+        states = read_prompts(lm, texts, shown, vectors, layers=HEAD.layers).states
+        stored(
+            path,
+            values=states.values,
+            indptr=states.indptr,
+            cut=states.cut,
+            seconds=time.perf_counter() - start,
+        )
+    with np.load(path, allow_pickle=False) as arrays:
+        states = TokenStates(values=arrays["values"], indptr=arrays["indptr"], cut=int(arrays["cut"]))
+        return Prompts(states=states, profiles=profiles(vectors, shown)), float(arrays["seconds"])
+
+
+def digest(*parts: Any) -> str:
+    """Return a name for a result from everything that decides it."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def stored(path: Path, **arrays: Any) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"{path.stem}.part.npz")
+    np.savez(part, **arrays)
+    part.replace(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +180,8 @@ class Choice:
 
     kept: LongArray
     seconds: dict[str, float]
-    reads_all: bool = False
-    """Whether the LLM read every candidate row to choose."""
+    read: LongArray | None = None
+    """Rows that the LLM read to choose; default: only those that are kept."""
 
 
 class Scores:
@@ -169,16 +189,14 @@ class Scores:
 
     def __init__(self, work: Task, lm: LocalLM, seed: int, arguments: argparse.Namespace) -> None:
         self.work, self.lm, self.seed = work, lm, seed
-        start = time.perf_counter()
-        folder = arguments.folder / f"{work.name}-surrogate-{seed}-{arguments.epochs}"
         self.surrogate = SASRec(
             seed=seed,
             epochs=arguments.epochs,
             loss="sampled-softmax",
             threads=arguments.threads,
-            checkpoint=folder,
+            checkpoint=arguments.folder / f"{work.name}-surrogate-{seed}-{arguments.epochs}",
         ).fit(work.parts.train, work.parts.valid)
-        self.surrogate_s = note(folder.with_suffix(".json"), time.perf_counter() - start)
+        self.surrogate_s = sum(epoch["seconds"] for epoch in self.surrogate.history_)
         self._found: dict[str, tuple[FloatArray, float]] = {}
 
     def of(self, name: str) -> tuple[FloatArray, float]:
@@ -215,54 +233,56 @@ def choose(arm: str, scores: Scores, budget: int) -> Choice:
     if arm == "valid-popular":
         counts = np.bincount(work.parts.valid.items, minlength=work.parts.valid.n_items)
         ties = generator(seed, "benchmark", "ties").random(n)
-        return Choice(kept=top(counts[work.candidates.targets] + ties, budget), seconds={})
+        return Choice(
+            kept=highest((counts[work.candidates.targets] + ties).astype(np.float32), budget), seconds={}
+        )
     if arm == "full":
         return Choice(kept=np.arange(n), seconds={})
     seconds = {"surrogate": scores.surrogate_s}
     if arm in ("el2n", "grand", "ccs"):
         found, seconds["scores"] = scores.of("grand" if arm == "grand" else "el2n")
-        kept = CCS().choose(found, budget, seed=seed).kept if arm == "ccs" else top(found, budget)
+        kept = CCS().choose(found, budget, seed=seed).kept if arm == "ccs" else highest(found, budget)
         return Choice(kept=kept, seconds=seconds)
     if arm == "influence":
         found, seconds["scores"] = scores.of("frugal influence")
-        return Choice(kept=top(found, budget), seconds=seconds)
+        return Choice(kept=highest(found, budget), seconds=seconds)
     if arm in ("easy", "hard"):
         found, spent = scores.of("frugal effort")
-        kept = top(-found if arm == "easy" else found, budget)
-        return Choice(kept=kept, seconds={"scores": spent}, reads_all=True)
+        kept = highest(-found if arm == "easy" else found, budget)
+        return Choice(kept=kept, seconds={"scores": spent}, read=np.arange(n))
+    if arm == "frugal":
+        return frugal(scores, budget, seconds)
     preset = PRESETS[arm]
     parts = {part: scores.of(f"{arm} {part}") for part in ("influence", "effort")}
     seconds["scores"] = sum(spent for _, spent in parts.values())
     weights = {"influence": 1.0, "effort": preset.weight}
     total = combine({part: found for part, (found, _) in parts.items()}, weights, preset.normalisation)
     kept = DEALRec(preset=arm).choose(total.astype(np.float32), budget, seed=seed).kept
-    return Choice(kept=kept, seconds=seconds, reads_all=True)
+    return Choice(kept=kept, seconds=seconds, read=np.arange(n))
 
 
-def top(scores: FloatArray | DoubleArray, budget: int) -> LongArray:
-    """Return the rows with the highest scores, ascending."""
-    known = np.where(np.isnan(scores), -np.inf, scores)
-    return np.sort(np.argsort(-known, kind="stable")[:budget])
-
-
-def note(path: Path, seconds: float) -> float:
-    """Keep the seconds that something took the first time, when later calls find it done."""
-    if not path.is_file():
-        path.write_text(json.dumps(seconds), encoding="utf-8")
-    return float(json.loads(path.read_text(encoding="utf-8")))
+def frugal(scores: Scores, budget: int, seconds: dict[str, float]) -> Choice:
+    """Return what the preset keeps: influence of all rows, effort of the best twice as many as are kept."""
+    (helpful, one), (hard, other) = scores.of("frugal influence"), scores.of("frugal effort")
+    pool = highest(helpful, 2 * budget)
+    preset, parts = PRESETS["frugal"], {"influence": helpful[pool], "effort": hard[pool]}
+    total = combine(parts, {"influence": 1.0, "effort": preset.weight}, preset.normalisation)
+    share = pool.size / len(scores.work.candidates)  # effort was computed for all rows, for other arms
+    spent = {**seconds, "scores": one + share * other}
+    return Choice(kept=pool[highest(total.astype(np.float32), budget)], seconds=spent, read=pool)
 
 
 def tuned(work: Task, lm: LocalLM, kept: LongArray, seed: int, folder: Path) -> tuple[FloatArray, float]:
     """Tune on some rows; return the test users' vectors and the seconds of tuning. Known ones are loaded."""
-    key = hashlib.sha256(repr((work.name, kept.tolist(), len(work.users), seed, HEAD)).encode()).hexdigest()[
-        :16
-    ]
-    path = folder / f"tuned-{key}.npz"
+    rows = [work.candidates.users[kept].tolist(), work.candidates.targets[kept].tolist()]
+    bits = hashlib.sha256(work.vectors.tobytes() + work.users_read.states.values.tobytes()).hexdigest()
+    name = digest(work.name, rows, work.users.tolist(), bits, lm.fingerprint, seed, HEAD)
+    path = folder / f"tuned-{name}.npz"
     if not path.is_file():
         with item_head(lm, work.vectors, replace(HEAD, seed=seed)) as head:
             spent = head.fit(take(work.rows_read, kept), work.candidates.targets[kept])["wall_s"]
             users = head.users(work.users_read)
-        np.savez(path, users=users, seconds=spent)
+        stored(path, users=users, seconds=spent)
     with np.load(path, allow_pickle=False) as arrays:
         return arrays["users"], float(arrays["seconds"])
 
@@ -271,7 +291,7 @@ def judged(arm: str, score: Score, work: Task, parts: Split) -> Evaluation:
     """Evaluate scores of the whole catalogue at the test users."""
     ranks = fold_ranks(score, parts, "test", users=work.users[parts.test.lengths[work.users] > 0])
     found = evaluate_ranks(arm, ranks, METRICS)
-    bits = np.log2(ranks.better + 0.5 * ranks.tied + 1)
+    bits = np.log2(ranks.ranks)
     per_user = np.bincount(ranks.rows, weights=bits, minlength=ranks.users.size) / ranks.n_relevant
     return replace(found, values={**found.values, BITS: per_user})
 
@@ -302,7 +322,7 @@ def references(work: Task, lm: LocalLM, surrogates: list[SASRec]) -> dict[str, l
 def cost(work: Task, choice: Choice, kept: int, tuning_s: float) -> dict[str, float]:
     """Return the seconds and LLM tokens of choosing and tuning; serving is the same for all arms."""
     lengths = work.rows_read.states.lengths
-    read = lengths.sum() if choice.reads_all else lengths[choice.kept].sum()
+    read = lengths[choice.kept if choice.read is None else choice.read].sum()
     seconds = {
         **choice.seconds,
         "read": work.read_s["rows"] * float(read / lengths.sum()),
@@ -346,7 +366,7 @@ def experiment(work: Task, lm: LocalLM, arguments: argparse.Namespace) -> dict[s
         "paired": {fold: comparisons(each) for fold, each in runs.items()},
         "cost": {arm: averaged(each) for arm, each in costs.items()},
         "overlap_between_seeds": {
-            arm: round(float(np.mean([overlap(each[0], other) for other in each[1:]])), 3)
+            arm: round(float(np.mean([overlap(*pair) for pair in combinations(each, 2)])), 3)
             for arm, each in kept.items()
             if len(each) > 1
         },
@@ -370,9 +390,9 @@ def summary(runs: list[Evaluation]) -> dict[str, Any]:
 
 def comparisons(runs: Mapping[str, list[Evaluation]]) -> dict[str, dict[str, list[float]]]:
     """Return gap and 95 % interval of pairs of arms, users paired, seeds averaged: [gap, low, high]."""
-    pairs = [(ours, "random") for ours in runs if ours in ARMS and ours != "random"]
+    pairs = [(arm, "random") for arm in (*ARMS, "full") if arm != "random"]
     pairs += [("frugal", other) for other in ("reference", "full", "valid-popular", "influence", "titles")]
-    pairs += [("random", "titles"), ("full", "random")]
+    pairs += [("random", "titles"), ("full", "titles")]
     found = {}
     for one, other in pairs:
         gaps = [
@@ -398,8 +418,8 @@ def main() -> None:
     parser.add_argument("--budget", type=int, help="rows that are kept (default 256, quick: 60)")
     parser.add_argument("--users", type=int, help="test users (default 2000, quick: 100)")
     parser.add_argument("--seeds", type=int, help="default 5, quick: 2")
-    parser.add_argument("--full", type=int, default=1, help="seeds of tuning on all rows")
-    parser.add_argument("--epochs", type=int, help="of the surrogates (default 3, quick: 1)")
+    parser.add_argument("--full", type=int, default=3, help="seeds of tuning on all rows, at least 1")
+    parser.add_argument("--epochs", type=int, help="of the surrogates (default 1)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "selection")
     arguments = parser.parse_args()
@@ -408,10 +428,12 @@ def main() -> None:
         ("budget", 60, 256),
         ("users", 100, 2000),
         ("seeds", 2, 5),
-        ("epochs", 1, 3),
+        ("epochs", 1, 1),
     ):
         if getattr(arguments, name) is None:
             setattr(arguments, name, small if arguments.quick else usual)
+    if arguments.full < 1:
+        parser.error("--full must be at least 1: tuning on all rows is what the ratio compares with")
     torch.set_num_threads(arguments.threads)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()

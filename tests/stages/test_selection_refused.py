@@ -33,6 +33,7 @@ def configured(tiny, **fields):
     [
         ("random", 5000, {}, "budget of 5000 rows exceeds the .* rows to choose from; lower it"),
         ("dealrec", "5000", {}, "budget of 5000 rows exceeds"),
+        ("dealrec", 9, {"pool": 8}, "9 rows exceeds the 8 rows that dealrec scores"),
         ("random", "many", {}, "'many' is not a number"),
         ("best", 5, {}, "unknown scorer 'best'"),
         ("ccs", 5, {"groups": 900, **SMALL}, "groups=900"),
