@@ -1,7 +1,7 @@
 """Maps a function over batches; what is finished lies on disk, so that a killed call goes on from there.
 
-This is the one place where the batches of a scorer meet a machine. Here one process computes them one
-after the other; another engine has to keep only what `map_batches` promises.
+This is the one place where the batches of a registered scorer meet a machine. Here one process computes
+them one after the other; another engine has to keep only what `map_batches` promises.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class SurrogateScorer(Scorer):
         model: Which model to train: `sasrec`, `gru4rec`, `caser`, `dros`, `bert4rec` or `dcrec`.
         options: Options of that model.
         n_surrogates: How many to train, from seeds `seed`, `seed + 1` ... Rankings by influence of two seeds
-            agree at Spearman .86, means of three seeds at .94; more epochs of one seed change nothing.
+            agree at Spearman .86, means of three seeds at .94; averaging checkpoints of one gains nothing.
         valid: The validation fold: it stops the training, and may be the target of influence.
         seed: Seed of the first model.
         cache: A folder where the training keeps its checkpoints, so that a killed call does not train
@@ -117,7 +117,7 @@ class SurrogateScorer(Scorer):
             if not isinstance(model, SequentialRecommender):
                 raise ConfigError(
                     f"{self.name}: {model.name} is no sequence model, so it has no gradient by a sample; "
-                    f"take sasrec, gru4rec, caser or dros."
+                    f"take sasrec, gru4rec, caser, dros, bert4rec or dcrec."
                 )
             if not hasattr(model, "network_") or not model.history_:
                 raise DataError(f"{self.name}: the surrogate {model.name} was never trained; call fit first.")
