@@ -90,7 +90,7 @@ class GradientNorms:
         self._prefix: SharedPrefix | None = None
         self._stack = ExitStack()
         with ExitStack() as stack:
-            stack.enter_context(_frozen(self.network, self._alone))
+            stack.enter_context(frozen(self.network, self._alone))
             if not rest:
                 for layer in idle_layers(self.network):
                     layer.enable_adapters(False)
@@ -252,7 +252,7 @@ def plan(
 
 
 @contextmanager
-def _frozen(network: Any, trained: Sequence[torch.Tensor]) -> Iterator[None]:
+def frozen(network: Any, trained: Sequence[torch.Tensor]) -> Iterator[None]:
     """Freeze all parameters but some, without dropout; modes and flags are restored."""
     modes = [(module, module.training) for module in network.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]

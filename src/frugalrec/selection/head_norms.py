@@ -6,8 +6,7 @@ the LoRA matrices at their start, of the loss that the head is going to be tuned
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from frugalrec.errors import ConfigError
 from frugalrec.llm.batching import token_batches
+from frugalrec.selection.gradient_norms import frozen
 from frugalrec.selection.lora_sites import by_module, capture, chosen_parameters, find_sites
 from frugalrec.tuning.item_head import ItemHead, Prompts
 from frugalrec.types import FloatArray
@@ -48,7 +48,7 @@ def head_gradient_norms(
         raise ConfigError(f"parameters={parameters!r} also matches {others[0]}, which is no LoRA matrix.")
     wanted = torch.from_numpy(np.asarray(targets).astype(np.int64))
     norms = np.zeros(len(prompts), dtype=np.float32)
-    with _without_gradients(network):
+    with frozen(network, []):
         for rows in token_batches(prompts.states.lengths.tolist(), max_batch_tokens):
             total = torch.zeros(len(rows), dtype=torch.float64, device=network.device)
             starts: list[torch.Tensor] = []
@@ -61,16 +61,3 @@ def head_gradient_norms(
                 torch.autograd.grad(loss, starts, allow_unused=True)
             norms[rows] = total.sqrt().float().cpu().numpy()
     return norms
-
-
-@contextmanager
-def _without_gradients(network: Any) -> Iterator[None]:
-    """Freeze all parameters, so that the graph begins at the lowest captured output."""
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)

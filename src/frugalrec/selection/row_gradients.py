@@ -23,10 +23,9 @@ from torch.func import functional_call, grad, vmap
 
 from frugalrec.engine import map_batches
 from frugalrec.errors import ConfigError
-from frugalrec.selection.influence import BATCH, Batch, Problem, Progress, Vector
+from frugalrec.selection.influence import BATCH, TABLE, Batch, Problem, Progress, Vector
 from frugalrec.types import FloatArray
 
-TABLE = "items.weight"
 NUMBERS = 1 << 25
 """The most numbers of single rows' gradients, or of scores, held at once."""
 
