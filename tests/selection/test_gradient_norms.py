@@ -287,7 +287,7 @@ def test_the_last_feed_forward_layer_reads_answer_positions_only():
     seen = []
     model.model.layers[-1].mlp.gate_proj.register_forward_hook(lambda _, i, __: seen.append(i[0].shape[:2]))
     gradient_norms(model, queries, parameters=r"layers\.2\.self_attn\.v_proj\.lora_")
-    assert seen[-1] == (1, sum(answers for _, answers in SIZES))
+    assert seen[-1] == (sum(answers for _, answers in SIZES), 1)
 
 
 def test_tokens_in_one_heap_are_an_error_that_names_the_remedy():

@@ -47,15 +47,16 @@ def select_samples(run: Run, config: RunConfig, data: Prepared, *, name: str = "
     """Choose the training samples for the LLM from the train fold, in the stage called `name`."""
     section = config.selection
     candidates, size = candidate_rows(config, data)
+    most = _scorer(run, config, data, name, run.folder).scorable(len(candidates))
+    if size > most:
+        raise ConfigError(
+            f"the budget of {size} rows exceeds the {most} rows that {section.scorer} scores (its pool); "
+            f"lower selection.budget or raise selection.options.pool."
+        )
 
     def build(folder: Path, meter: Meter) -> None:
         # What a killed attempt had trained and computed lies in the unfinished stage, and only there.
         scorer = _scorer(run, config, data, name, folder / CACHE)
-        if size > scorer.scorable(len(candidates)):
-            raise ConfigError(
-                f"the budget of {size} rows exceeds the {scorer.scorable(len(candidates))} rows that "
-                f"{scorer.name} scores (its pool); lower selection.budget or raise selection.options.pool."
-            )
         scores = scorer.score(candidates, data.split.train)
         kept = scorer.choose(scores, size, seed=config.seed)
         parts = getattr(scorer, "parts_", {})
