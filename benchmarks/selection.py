@@ -18,7 +18,7 @@ surrogate, choice and tuning. Tuning does not depend on the arm. Rows:
 - `random`, `el2n`, `grand`, `ccs`: baselines;
 - `reference`: the choice of DEALRec's published code (one negative a row, one matrix of the surrogate,
   min-max, effort of one LoRA matrix, groups of equal width, the top tenth pruned);
-- `frugal`: ours, the default preset of `dealrec`, with a pool of twice the budget;
+- `frugal`: ours, the default preset of `dealrec`: effort for twice the budget only;
 - `influence`, `easy`: its parts alone (highest validation influence; lowest effort); `hard`: highest
   effort;
 - `valid-popular`: rows whose target is most popular in the validation fold, drawn without any model:

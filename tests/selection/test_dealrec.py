@@ -74,6 +74,14 @@ def test_the_llm_reads_only_what_influence_puts_first(lm):
     assert scorer.scorable(len(ROWS)) == 10
 
 
+def test_the_pool_of_frugal_is_twice_the_budget_unless_given(lm):
+    assert build(lm, budget=4).scorable(30) == 8
+    assert build(lm, budget=4, pool=20).scorable(30) == 20
+    assert build(lm, budget=40).scorable(30) == build(lm).scorable(30) == 30
+    assert build(lm, budget=4, preset="paper").scorable(30) == 30
+    assert build(lm, budget=4, effort={"pool": 5}).scorable(30) == 5
+
+
 def test_choice_options_that_would_do_nothing_are_refused(lm):
     scores = np.arange(30, dtype=np.float32)
     with pytest.raises(ConfigError, match="prune_top needs groups"):

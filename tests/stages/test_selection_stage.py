@@ -94,7 +94,7 @@ def test_the_ledger_holds_the_tokens_of_scoring_and_the_parts_lie_beside(tiny, t
     assert list(costs) == ["surrogate", "influence", "effort"]
     assert sum(cost["tokens_in"] for cost in costs.values()) == samples.stage.usage.tokens_in > 0
     assert sum(cost["wall_s"] for cost in costs.values()) < samples.stage.usage.wall_s
-    assert samples.stage.usage.llm_calls == len(samples.candidates)
+    assert samples.stage.usage.llm_calls == 2 * samples.selection.budget  # of 40: effort's pool
     table = pl.read_parquet(samples.stage.path / "selection.parquet")
     assert {"influence", "effort", "score"} <= set(table.columns)
 

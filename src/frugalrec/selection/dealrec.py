@@ -39,8 +39,8 @@ class Preset:
     normalisation: Normalisation = "rank"
     weight: float = 0.3
     """lambda, the weight of effort; below 0, rows that are easy for the LLM come first."""
-    pool: int | None = None
-    """Effort is asked for only so many rows, those with the highest influence; default: all."""
+    pooled: bool = False
+    """Whether effort is computed only for twice as many rows as are kept, the most influential ones."""
     groups: int | None = 50
     """Groups of the sum that share the budget, or None: the rows with the highest sums."""
     bins: Bins = "quantile"
@@ -52,7 +52,7 @@ PRESETS: dict[str, Preset] = {
     # Deterministic; the LLM reads only rows that influence has already put first. Among them, easy ones:
     # with few samples hard ones teach little (Sorscher et al., NeurIPS 2022). No groups: equal shares of
     # equal groups come close to a random choice.
-    "frugal": Preset(weight=-1.0, pool=1024, groups=None),
+    "frugal": Preset(weight=-1.0, pooled=True, groups=None),
     # The equations: all parameters, a curvature that is not drowned by its damping, raw sums.
     "paper": Preset(
         influence={
@@ -78,6 +78,10 @@ PRESETS: dict[str, Preset] = {
 the user's transitions before it, and so gives users with one or two interactions a score of 0."""
 
 
+UNKNOWN_BUDGET = 512
+"""What the budget is taken for where a pool depends on it."""
+
+
 class DEALRec(Scorer):
     """Influence plus `weight` times effort; the rows with the highest sums, or a draw over its strata.
 
@@ -87,7 +91,7 @@ class DEALRec(Scorer):
     name: ClassVar[str] = "dealrec"
     prefers: ClassVar[str] = "influence plus weighted effort, as the preset says"
     takes: ClassVar[frozenset[str]] = frozenset(
-        {"seed", "valid", "progress", "llm", "dtype", "noun", "cache"}
+        {"seed", "valid", "progress", "llm", "dtype", "noun", "cache", "budget"}
     )
 
     def __init__(
@@ -99,6 +103,7 @@ class DEALRec(Scorer):
         noun: str = "item",
         weight: float | None = None,
         pool: int | None = None,
+        budget: int | None = None,
         influence: Mapping[str, Any] | None = None,
         effort: Mapping[str, Any] | None = None,
         choice: Mapping[str, Any] | None = None,
@@ -116,7 +121,8 @@ class DEALRec(Scorer):
             noun: What one item is called in the prompts of effort.
             weight: Weight of effort; default: the preset's.
             pool: How many rows, those with the highest influence, effort is computed for; the others are
-                undefined. Default: the preset's.
+                undefined. Default: twice the budget in `frugal`, all rows in the others.
+            budget: How many rows will be kept, for that default; unknown, it is taken for 512.
             influence: Options of `Influence` over the preset's.
             effort: Options of `Effort` over the preset's.
             choice: `groups`, `bins`, `prune_top`, `prune_bottom` of `stratified` over the preset's; where
@@ -128,7 +134,7 @@ class DEALRec(Scorer):
             progress: Is told of (rows, rows in all), both parts counted.
         """
         self.preset, self.llm, self.dtype, self.noun = preset, llm, dtype, noun
-        self.weight, self.pool = weight, pool
+        self.weight, self.pool, self.budget = weight, pool, budget
         self.influence, self.effort = dict(influence or {}), dict(effort or {})
         self.choice, self.valid, self.seed = dict(choice or {}), valid, seed
         self.cache, self.progress = cache, progress
@@ -162,8 +168,8 @@ class DEALRec(Scorer):
 
     def scorable(self, n: int) -> int:
         """Return how many of n rows can have a score: the pool."""
-        pool = self._preset().pool if self.pool is None else self.pool
-        pool = n if pool is None else pool
+        usual = 2 * (self.budget or UNKNOWN_BUDGET) if self._preset().pooled else n
+        pool = usual if self.pool is None else self.pool
         inner = self.effort.get("pool")
         if not isinstance(pool, int) or pool < 1:
             raise ConfigError(f"dealrec: pool={pool!r} must be a whole number of rows, at least 1.")

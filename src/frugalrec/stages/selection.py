@@ -47,7 +47,7 @@ def select_samples(run: Run, config: RunConfig, data: Prepared, *, name: str = "
     """Choose the training samples for the LLM from the train fold, in the stage called `name`."""
     section = config.selection
     candidates, size = candidate_rows(config, data)
-    most = _scorer(run, config, data, name, run.folder).scorable(len(candidates))
+    most = _scorer(run, config, data, name, run.folder, size).scorable(len(candidates))
     if size > most:
         raise ConfigError(
             f"the budget of {size} rows exceeds the {most} rows that {section.scorer} scores (its pool); "
@@ -56,7 +56,7 @@ def select_samples(run: Run, config: RunConfig, data: Prepared, *, name: str = "
 
     def build(folder: Path, meter: Meter) -> None:
         # What a killed attempt had trained and computed lies in the unfinished stage, and only there.
-        scorer = _scorer(run, config, data, name, folder / CACHE)
+        scorer = _scorer(run, config, data, name, folder / CACHE, size)
         scores = scorer.score(candidates, data.split.train)
         kept = scorer.choose(scores, size, seed=config.seed)
         parts = getattr(scorer, "parts_", {})
@@ -134,7 +134,9 @@ def select_from(
     return {"scorer": scorer, "seed": config.seed, **about, "table": str(table)}
 
 
-def _scorer(run: Run, config: RunConfig, data: Prepared, name: str, cache: Path) -> scorers.Scorer:
+def _scorer(
+    run: Run, config: RunConfig, data: Prepared, name: str, cache: Path, budget: int
+) -> scorers.Scorer:
     given = {
         "seed": config.seed,
         "valid": data.split.valid,
@@ -142,6 +144,7 @@ def _scorer(run: Run, config: RunConfig, data: Prepared, name: str, cache: Path)
         "dtype": config.llm.dtype,
         "noun": noun_of(config, data.dataset),
         "cache": cache,
+        "budget": budget,
         "progress": lambda done, total: run.observer.progressed(name, done, total),
     }
     takes = scorers.scorer_class(config.selection.scorer).takes
