@@ -132,6 +132,7 @@ def test_a_selection_that_cannot_be_made_leaves_no_files(command, tmp_path):
         (("--scorer", "best"), "best"),
         (("--scorer", "influence", "--option", "depth=3"), "depth"),
         (("--scorer", "dealrec", "--preset", "finest"), "finest"),
+        (("--scorer", "dealrec", "--budget", "5"), "give --option llm="),
         (("--scorer", "ccs", "--option", "groups=900", *small), "groups=900"),
         (("--scorer", "influence", "--option", "options={epochs: 0}"), "epochs"),
         (("--scorer", "grand", "--option", "n_surrogates=0"), "n_surrogates"),

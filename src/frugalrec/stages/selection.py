@@ -70,7 +70,14 @@ def select_samples(run: Run, config: RunConfig, data: Prepared, *, name: str = "
 
     key = {"data": data.key, "selection": section.model_dump(), "seed": config.seed}
     takes = scorers.scorer_class(section.scorer).takes
-    key |= {"llm": models.identity(config.llm.model), "dtype": config.llm.dtype} if "llm" in takes else {}
+    if "llm" in takes:
+        model = str(section.options.get("llm", config.llm.model))
+        if model == "none":
+            raise ConfigError(
+                f"{section.scorer} asks an LLM, and this run has none; give --option llm=smollm2-135m, or "
+                f"take a scorer without one, such as influence."
+            )
+        key |= {"llm": models.identity(model), "dtype": config.llm.dtype}
     key |= {"noun": noun_of(config, data.dataset)} if "noun" in takes else {}
     stage = run.stage(name, key, build)
     return Samples(stage=stage, selection=load_selection(stage.path / "selection.npz"), candidates=candidates)
