@@ -2,7 +2,7 @@
 
     python benchmarks/selection.py --data dealrec-games
     python benchmarks/selection.py --data dealrec-microlens-50k
-    python benchmarks/selection.py --quick             # under two minutes, says nothing
+    python benchmarks/selection.py --quick             # three minutes, says nothing
 
 The recommender is the embedded LLM with an item head (`frugalrec.tuning.item_head`): LoRA in the last
 layer and a linear map, tuned by the softmax over the whole catalogue, one forward pass a user. It is
