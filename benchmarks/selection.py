@@ -40,7 +40,7 @@ import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -106,6 +106,11 @@ class Task:
     rows_read: Prompts
     users_read: Prompts
     read_s: dict[str, float]
+
+    @cached_property
+    def bits(self) -> str:
+        """A hash of the title vectors and of what was read of the users."""
+        return hashlib.sha256(self.vectors.tobytes() + self.users_read.states.values.tobytes()).hexdigest()
 
 
 def task(name: str, lm: LocalLM, arguments: argparse.Namespace) -> Task:
@@ -275,8 +280,7 @@ def frugal(scores: Scores, budget: int, seconds: dict[str, float]) -> Choice:
 def tuned(work: Task, lm: LocalLM, kept: LongArray, seed: int, folder: Path) -> tuple[FloatArray, float]:
     """Tune on some rows; return the test users' vectors and the seconds of tuning. Known ones are loaded."""
     rows = [work.candidates.users[kept].tolist(), work.candidates.targets[kept].tolist()]
-    bits = hashlib.sha256(work.vectors.tobytes() + work.users_read.states.values.tobytes()).hexdigest()
-    name = digest(work.name, rows, work.users.tolist(), bits, lm.fingerprint, seed, HEAD)
+    name = digest(work.name, rows, work.users.tolist(), work.bits, lm.fingerprint, seed, HEAD)
     path = folder / f"tuned-{name}.npz"
     if not path.is_file():
         with item_head(lm, work.vectors, replace(HEAD, seed=seed)) as head:

@@ -7,8 +7,8 @@ top 4 of 30 layers tuned, a pass costs about a seventh. Causal networks only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,11 @@ from numpy.typing import NDArray
 
 from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.llm.batching import token_batches
+from frugalrec.llm.half_passes import entering, run_below
 from frugalrec.llm.last_layer import FeedForward
 from frugalrec.types import LongArray
 
 Progress = Callable[[int, int], None]
-
-
-class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward pass half-way
-    """The lower layers are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +94,7 @@ class FrozenLayers:
         self.layers: Any = lists[0]
         self.cut = n_layers - tuned
         self._feed = FeedForward.of(list(self.layers), [])
-        pairs = self._looked_at()
-        self._skip: Callable[..., Any] = lambda states, *_, **__: (states,) if pairs else states
+        self._pairs = self._looked_at()
 
     @property
     def tuned(self) -> list[int]:
@@ -155,40 +151,18 @@ class FrozenLayers:
         """
         states = states.to(self.network.device, self.network.dtype)
         rows, columns = list(range(states.shape[0])), (lengths - 1).tolist()
-        with self._entering(states), self._feeding_only(rows, columns):
+        with (
+            entering(self.layers, self.cut, states, pairs=self._pairs),
+            self._feeding_only(rows, columns),
+        ):
             final = self.network.base_model(inputs_embeds=states, use_cache=False).last_hidden_state
         chosen: torch.Tensor = final[rows, columns]
         return chosen
 
     def _lower(self, ids: torch.Tensor) -> torch.Tensor:
-        seen: list[torch.Tensor] = []
-
-        def stop(_: Any, args: tuple[Any, ...]) -> None:
-            seen.append(args[0])
-            raise _Stop
-
-        hook = self.layers[self.cut].register_forward_pre_hook(stop)
-        try:
-            self.network.base_model(input_ids=ids, use_cache=False)
-        except _Stop:
-            pass
-        finally:
-            hook.remove()
-        return seen[0]
-
-    @contextmanager
-    def _entering(self, states: torch.Tensor) -> Iterator[None]:
-        """Let the layers below the cut do nothing, and `states` enter the first one above it."""
-
-        def enter(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (states, *args[1:])
-
-        with ExitStack() as changes:
-            changes.callback(self.layers[self.cut].register_forward_pre_hook(enter).remove)
-            for layer in self.layers[: self.cut]:
-                changes.callback(_give_back, layer, layer.__dict__.get("forward"))
-                layer.forward = self._skip
-            yield
+        return run_below(
+            self.layers, self.cut, lambda: self.network.base_model(input_ids=ids, use_cache=False)
+        )
 
     def _feeding_only(self, rows: list[int], columns: list[int]) -> AbstractContextManager[None]:
         return nullcontext() if self._feed is None else self._feed.only_at(rows, columns)
@@ -210,10 +184,3 @@ class FrozenLayers:
         finally:
             hook.remove()
         return seen[0]
-
-
-def _give_back(layer: Any, forward: Any) -> None:
-    """Restore a layer's own `forward`, or that of its class."""
-    del layer.forward
-    if forward is not None:
-        layer.forward = forward

@@ -13,18 +13,15 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from frugalrec.llm.half_passes import entering, run_below
+
 MIN_TOKENS = 32
 """The shortest prefix worth sharing: attention to a cache costs more a token."""
-
-
-class _Stop(Exception):  # noqa: N818 - not an error: it ends a forward pass half-way
-    """The lower layers are done."""
 
 
 def lowest_layer(network: Any, names: Sequence[str]) -> tuple[Any, int]:
@@ -73,7 +70,7 @@ class SharedPrefix:
             cache.batch_repeat_interleave(ids.shape[0])
             rest = self._lower(input_ids=ids[:, start:], attention_mask=mask, past_key_values=cache)
             states = torch.cat([prefix.expand(ids.shape[0], -1, -1), rest], dim=1)
-        with self._upper(states):
+        with entering(self.layers, self.lowest, states, pairs=self._pairs):
             logits: torch.Tensor = self.network(**inputs, use_cache=False).logits
         return logits
 
@@ -89,38 +86,12 @@ class SharedPrefix:
 
     def _lower(self, **inputs: Any) -> torch.Tensor:
         """Run the layers below the lowest chosen one, and return what would enter that one."""
-        seen: list[torch.Tensor] = []
-
-        def stop(_: Any, args: tuple[Any, ...]) -> None:
-            seen.append(args[0])
-            raise _Stop
 
         def note(_: Any, __: Any, output: Any) -> None:
             self._pairs = isinstance(output, tuple)
 
-        with ExitStack() as hooks:
-            hooks.callback(self.layers[self.lowest].register_forward_pre_hook(stop).remove)
-            hooks.callback(self.layers[0].register_forward_hook(note).remove)
-            try:
-                self.network(**inputs, use_cache=True)
-            except _Stop:
-                pass
-        return seen[0]
-
-    @contextmanager
-    def _upper(self, states: torch.Tensor) -> Iterator[None]:
-        """Let the lower layers do nothing, and `states` enter the lowest chosen one."""
-
-        def enter(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (states, *args[1:])
-
-        with ExitStack() as changes:
-            changes.callback(self.layers[self.lowest].register_forward_pre_hook(enter).remove)
-            for layer in self.layers[: self.lowest]:
-                layer.forward = self._skip()
-                changes.callback(delattr, layer, "forward")
-            yield
-
-    def _skip(self) -> Callable[..., Any]:
-        pairs = self._pairs
-        return lambda states, *args, **kwargs: (states,) if pairs else states
+        hook = self.layers[0].register_forward_hook(note)
+        try:
+            return run_below(self.layers, self.lowest, lambda: self.network(**inputs, use_cache=True))
+        finally:
+            hook.remove()
