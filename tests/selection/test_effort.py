@@ -10,8 +10,9 @@ import torch
 
 from frugalrec.data.examples import examples
 from frugalrec.errors import ConfigError, ModelError, StorageError
+from frugalrec.llm.fresh_lora import with_lora
 from frugalrec.llm.local import LocalLM
-from frugalrec.selection.effort import Effort, with_lora
+from frugalrec.selection.effort import Effort
 from frugalrec.selection.gradient_norms import GradientNorms
 from frugalrec.selection.next_title import NextTitlePrompt, fitted
 from frugalrec.testing.selection_contract import ScorerContract

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +23,7 @@ from frugalrec.data.examples import Examples
 from frugalrec.engine import map_batches
 from frugalrec.errors import ConfigError, ModelError, require
 from frugalrec.ledger import Usage, measure
-from frugalrec.rng import derive_seed, generator
+from frugalrec.rng import generator
 from frugalrec.runs import key_hash
 from frugalrec.selection.base import Scorer
 from frugalrec.selection.next_title import NextTitlePrompt, fitted
@@ -168,6 +167,7 @@ class Effort(Scorer):
 
     def _norms(self, lm: LocalLM, queries: Sequence[Query]) -> tuple[FloatArray, Usage]:
         """Return the norms, NaN where they are not finite, and the tokens they took."""
+        from frugalrec.llm.fresh_lora import with_lora
         from frugalrec.selection.gradient_norms import GradientNorms, plan
 
         norms = np.full(len(queries), np.nan, dtype=np.float32)
@@ -212,47 +212,6 @@ class Effort(Scorer):
             "batches": batches,
         }
         return Path(self.cache) / f"effort-{key_hash(key)[:16]}.sqlite"
-
-
-@contextmanager
-def with_lora(lm: LocalLM, rank: int, alpha: int, targets: str | Sequence[str], seed: int) -> Iterator[Any]:
-    """Yield the model's network with LoRA layers: its own ones, or fresh ones for the while.
-
-    Raises:
-        ModelError: If the network has no layer that the targets name.
-    """
-    import peft
-    import torch
-
-    from frugalrec.llm.loading import quiet_peft
-
-    network = lm.network
-    if isinstance(network, peft.PeftModel):
-        yield network.get_base_model()
-        return
-    config = peft.LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        task_type="SEQ_2_SEQ_LM" if lm.is_encoder_decoder else "CAUSAL_LM",
-    )
-    flags = {parameter: parameter.requires_grad for parameter in network.parameters()}
-    with torch.random.fork_rng(devices=[]), quiet_peft(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right itself
-        torch.manual_seed(derive_seed(seed, "selection", "effort", "lora"))
-        try:
-            model = peft.get_peft_model(network, config)
-        except ValueError as error:
-            raise ModelError(
-                f"{lm.model} has no layer for LoRA targets {targets!r}: {error} Give targets, the names of "
-                'some of its linear layers, or "all-linear".'
-            ) from error
-    try:
-        yield network
-    finally:
-        model.unload()
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
 
 
 def _reference(network: Any) -> str:

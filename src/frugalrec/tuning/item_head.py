@@ -15,7 +15,6 @@ is the LLM's own next-token view of the titles' words; `head_start` of it is whe
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,16 +23,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, get_peft_model
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
 from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.llm.batching import token_batches
+from frugalrec.llm.fresh_lora import with_lora
 from frugalrec.llm.frozen_layers import FrozenLayers, TokenStates
-from frugalrec.llm.loading import quiet_peft
 from frugalrec.llm.prompts import clean_title
-from frugalrec.rng import derive_seed
 from frugalrec.tuning.lora import batches
 from frugalrec.types import FloatArray, IntArray, LongArray
 
@@ -131,8 +128,8 @@ def profiles(vectors: FloatArray, histories: Sequence[IntArray]) -> FloatArray:
 class ItemHead:
     """A head on an LLM whose top layers carry fresh LoRA matrices; use `item_head`."""
 
-    def __init__(self, layers: FrozenLayers, model: Any, vectors: FloatArray, config: ItemHeadConfig) -> None:
-        self.layers, self.model, self.config = layers, model, config
+    def __init__(self, layers: FrozenLayers, vectors: FloatArray, config: ItemHeadConfig) -> None:
+        self.layers, self.config = layers, config
         device = layers.network.device
         self.vectors = torch.from_numpy(vectors).to(device)
         self.linear = torch.nn.Linear(vectors.shape[1], vectors.shape[1], device=device)
@@ -234,19 +231,9 @@ def item_head(lm: LocalLM, vectors: FloatArray, config: ItemHeadConfig | None = 
         raise ModelError(
             f"the top {config.layers} layers of {lm.model} hold no linear layer for LoRA matrices."
         )
-    flags = {parameter: parameter.requires_grad for parameter in lm.network.parameters()}
-    with torch.random.fork_rng(devices=[]), quiet_peft(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")  # PEFT sets it right itself
-        torch.manual_seed(derive_seed(config.seed, "tuning", "item-head"))
-        model = get_peft_model(
-            lm.network, LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets)
-        )
-    try:
-        yield ItemHead(layers, model, vectors, config)
-    finally:
-        model.unload()
-        for parameter, flag in flags.items():
-            parameter.requires_grad_(flag)
+    use = ("tuning", "item-head")
+    with with_lora(lm, config.rank, config.alpha, targets, config.seed, use=use):
+        yield ItemHead(layers, vectors, config)
 
 
 def read_prompts(
