@@ -14,17 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from frugalrec.data.dataset import FOLD, ITEM, TITLE, USER, VALUE
 from frugalrec.data.readers import tables
 from frugalrec.data.readers.columns import Frames, ReadOptions
 from frugalrec.data.splits import TEST, TRAIN
 from frugalrec.errors import DataError
-from frugalrec.types import BoolArray, DoubleArray, LongArray
+from frugalrec.types import BoolArray, DoubleArray, IntArray, LongArray
+
+T = TypeVar("T")
 
 LIKED, DISLIKED = "User Preference: ", "User Unpreference: "
 QUESTION = re.compile(r'Whether the user will like the target \w+ "(?P<target>.*)"\?\s*', re.DOTALL)
@@ -55,6 +58,16 @@ class PointwiseRows:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.targets)
+
+    def take(self, rows: NDArray[Any]) -> PointwiseRows:
+        """Return some rows, in the given order."""
+        numbers = [int(row) for row in rows]
+        return PointwiseRows(
+            liked=tuple(self.liked[row] for row in numbers),
+            disliked=tuple(self.disliked[row] for row in numbers),
+            targets=tuple(self.targets[row] for row in numbers),
+            labels=self.labels[numbers],
+        )
 
     @cached_property
     def n_liked(self) -> LongArray:
@@ -151,22 +164,38 @@ def rebuild_movie_split(ml100k: Path | str) -> dict[str, bytes]:
     Returns:
         The content of `train.json`, `valid.json` and `test.json`, by fold name.
     """
-    folder = Path(ml100k)
+    lines = (line.split("|", 2) for line in tables.text_lines(Path(ml100k) / "u.item", "latin-1"))
+    titles = {line[0]: line[1] for line in lines}
+    windows = _movie_windows(Path(ml100k))
+    rows = [_movie_row([(titles[item], like) for item, like, _ in events]) for _, events in windows]
+    return {fold: json.dumps(part, indent=4).encode() for fold, part in _cut(rows).items()}
+
+
+def movie_users(ml100k: Path | str) -> dict[str, IntArray]:
+    """Return the MovieLens user of each row of `rebuild_movie_split`, by fold name.
+
+    The files themselves do not say whose a row is; AUC within users, and intervals over users, need it.
+    """
+    users = [int(user) for user, _ in _movie_windows(Path(ml100k))]
+    return {fold: np.array(part, dtype=np.int32) for fold, part in _cut(users).items()}
+
+
+def _movie_windows(folder: Path) -> list[tuple[str, list[tuple[str, bool, str]]]]:
+    """Return (user, ten events and the one that follows) of each published row."""
     users: dict[str, list[tuple[str, bool, str]]] = {}
     for line in tables.text_lines(folder / "u.data"):
         user, item, rating, timestamp = line.split("\t")
         users.setdefault(user, []).append((item, int(rating) > LIKED_ABOVE, timestamp))
-    lines = (line.split("|", 2) for line in tables.text_lines(folder / "u.item", "latin-1"))
-    titles = {line[0]: line[1] for line in lines}
-    rows: list[dict[str, str]] = []
-    for events in users.values():
+    windows = []
+    for user, events in users.items():
         events.sort(key=lambda event: event[2])
-        for at in range(WINDOW, len(events)):
-            rows.append(_movie_row([(titles[i], like) for i, like, _ in events[at - WINDOW : at + 1]]))
-    rows = rows[-KEPT:]
+        windows += [(user, events[at - WINDOW : at + 1]) for at in range(WINDOW, len(events))]
+    return windows[-KEPT:]
+
+
+def _cut(rows: list[T]) -> dict[str, list[T]]:
     first, second = len(rows) * 8 // 10, len(rows) * 9 // 10
-    folds = {"train": rows[:first], "valid": rows[first:second], "test": rows[second:]}
-    return {fold: json.dumps(part, indent=4).encode() for fold, part in folds.items()}
+    return {"train": rows[:first], "valid": rows[first:second], "test": rows[second:]}
 
 
 def git_blob_sha1(content: bytes) -> str:
