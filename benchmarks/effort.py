@@ -43,11 +43,11 @@ from frugalrec.data.readers import read
 from frugalrec.llm import models
 from frugalrec.llm.fresh_lora import with_lora
 from frugalrec.llm.local import LocalLM
+from frugalrec.llm.next_title import NextTitlePrompt, fitted
 from frugalrec.llm.prefix import common_prefix
 from frugalrec.llm.scoring import Query
 from frugalrec.rng import generator
 from frugalrec.selection.gradient_norms import GradientNorms, plan
-from frugalrec.selection.next_title import NextTitlePrompt, fitted
 
 ROOT = Path(__file__).resolve().parent.parent
 NEIGHBOURS = 8

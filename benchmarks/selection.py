@@ -57,6 +57,7 @@ from frugalrec.evaluation.evaluate import evaluate_ranks, fold_ranks
 from frugalrec.evaluation.ranks import FactorScores, Score
 from frugalrec.llm.frozen_layers import TokenStates
 from frugalrec.llm.local import LocalLM
+from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.recommenders import create
 from frugalrec.recommenders.baselines import RecentPopularity
 from frugalrec.recommenders.sequential import SASRec
@@ -66,7 +67,6 @@ from frugalrec.selection.dealrec import PRESETS, DEALRec, highest
 from frugalrec.selection.diagnostics import overlap
 from frugalrec.selection.grand import GraNd
 from frugalrec.selection.head_norms import head_gradient_norms
-from frugalrec.selection.next_title import NextTitlePrompt
 from frugalrec.selection.surrogates import CCS, EL2N, Influence
 from frugalrec.tuning.item_head import (
     ItemHeadConfig,

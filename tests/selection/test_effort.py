@@ -12,9 +12,9 @@ from frugalrec.data.examples import examples
 from frugalrec.errors import ConfigError, ModelError, StorageError
 from frugalrec.llm.fresh_lora import with_lora
 from frugalrec.llm.local import LocalLM
+from frugalrec.llm.next_title import NextTitlePrompt, fitted
 from frugalrec.selection.effort import Effort
 from frugalrec.selection.gradient_norms import GradientNorms
-from frugalrec.selection.next_title import NextTitlePrompt, fitted
 from frugalrec.testing.selection_contract import ScorerContract
 from frugalrec.testing.tiny_models import tiny_llama, tiny_t5
 from frugalrec.testing.toys import cycle_dataset

@@ -23,10 +23,10 @@ from frugalrec.data.examples import Examples
 from frugalrec.engine import map_batches
 from frugalrec.errors import ConfigError, ModelError, require
 from frugalrec.ledger import Usage, measure
+from frugalrec.llm.next_title import NextTitlePrompt, fitted
 from frugalrec.rng import generator
 from frugalrec.runs import key_hash
 from frugalrec.selection.base import Scorer
-from frugalrec.selection.next_title import NextTitlePrompt, fitted
 from frugalrec.types import FloatArray
 
 if TYPE_CHECKING:
