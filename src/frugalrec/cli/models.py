@@ -11,7 +11,7 @@ from frugalrec.cli import options
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
-    group = typer.Typer(help="Fetch and list the embedded language models.", no_args_is_help=True)
+    group = typer.Typer(help="Fetch and list the embedded models.", no_args_is_help=True)
     group.command()(get)
     group.command("list")(list_models)
     app.add_typer(group, name="models")
@@ -40,7 +40,8 @@ def list_models(as_json: options.AsJson = False) -> None:
         state = (
             f"in {row['path']}" if row["fetched"] else f"fetch it with: frugalrec models get {row['name']}"
         )
-        typer.echo(f"{row['name']:16} {row['licence']:12} {row['parameters']:>12,} parameters   {state}")
+        name, purpose, licence = row["name"], row["purpose"], row["licence"]
+        typer.echo(f"{name:16} {purpose:15} {licence:12} {row['parameters']:>12,} parameters   {state}")
 
 
 def doctor(as_json: options.AsJson = False) -> None:

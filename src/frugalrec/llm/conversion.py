@@ -1,14 +1,22 @@
-"""Conversion of GGUF files: de-quantised once into an ordinary Hugging Face folder."""
+"""Conversion of fetched weights into ordinary Hugging Face folders; GGUF files are de-quantised once."""
 
 from __future__ import annotations
 
+import math
 import unittest.mock
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from frugalrec.errors import ModelError
+from frugalrec.errors import ModelError, require
+
+
+class Unpack(Protocol):
+    """Turns extracted weights into a Hugging Face folder."""
+
+    def __call__(self, weights: Path, target: Path, /, *, parameters: int) -> None:
+        """Write the folder `target`, and refuse weights of another size than `parameters`."""
 
 
 def convert(gguf: Path, target: Path, *, parameters: int, splits_digits: bool) -> None:
@@ -53,6 +61,24 @@ def convert(gguf: Path, target: Path, *, parameters: int, splits_digits: bool) -
             f"{parameters:,} in bfloat16: this version of transformers reads GGUF files differently. "
             "Install another one, for example transformers 5.23."
         )
+
+
+def adopt(weights: Path, target: Path, *, parameters: int) -> None:
+    """Take over a folder that is a Hugging Face folder already.
+
+    Args:
+        weights: Its safetensors file.
+        target: Where the folder is moved to.
+        parameters: How many numbers the file must hold.
+
+    Raises:
+        ModelError: If it holds another number of them.
+    """
+    with require("safetensors", "llm").safe_open(str(weights), framework="pt") as file:
+        found = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    if found != parameters:
+        raise ModelError(f"{weights.name} holds {found:,} numbers, not {parameters:,}: it is another model.")
+    weights.parent.rename(target)
 
 
 @contextmanager

