@@ -7,14 +7,17 @@ from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.llm.base import PromptGroup
 from frugalrec.tuning.base import TrainingRow
 from frugalrec.tuning.pointwise import PointwiseConfig, PointwiseTuner
-from frugalrec.tuning.reload import check_reload
+from frugalrec.tuning.reload import check_reload, log_probabilities
 
 torch = pytest.importorskip("torch", reason="needs frugalrec[llm]")
 transformers = pytest.importorskip("transformers", reason="needs frugalrec[llm]")
 pytest.importorskip("peft", reason="needs frugalrec[llm]")
 
+from frugalrec.llm.adapters import WEIGHTS  # noqa: E402
 from frugalrec.llm.local import LocalLM  # noqa: E402
-from frugalrec.tuning import lora  # noqa: E402
+from frugalrec.llm.scoring import Query  # noqa: E402
+from frugalrec.tuning import lora, schedule  # noqa: E402
+from frugalrec.tuning.integrity import check_trained  # noqa: E402
 
 WORDS = "likes good bad nice dull next : Yes No a b c d e".split()
 
@@ -102,6 +105,7 @@ def test_adapter_carries_its_evidence_and_no_pickle(tuned):
         "adapter_config.json",
         "adapter_model.safetensors",
         "evidence.json",
+        "frugalrec_adapter.json",
     }
     assert len(adapter.sha256) == 64
     assert steps == [(step, 16) for step in range(1, 17)]  # 16 groups, 4 a step, 4 epochs
@@ -157,18 +161,18 @@ def test_killed_run_goes_on_where_it_was(base, tmp_path):
 
 
 def test_rate_rises_over_a_tenth_and_falls_to_nearly_nothing():
-    rates = [lora.rate(step, 20) for step in range(20)]
+    rates = [schedule.rate(step, 20) for step in range(20)]
     # warm-up of 2: 1/3, 2/3, then (20 - step) / 18 from step 2 on
     np.testing.assert_allclose(rates[:4], [1 / 3, 2 / 3, 1.0, 17 / 18])
     assert rates[-1] == pytest.approx(1 / 18)
     assert max(rates) == 1.0 and min(rates) > 0
-    assert lora.rate(0, 1) == 1.0
+    assert schedule.rate(0, 1) == 1.0
 
 
 def test_batches_hold_every_group_once_an_epoch():
     lengths = np.random.default_rng(0).integers(5, 50, 70).tolist()
-    order = lora.batches(lengths, 4, 3, seed=5)
-    assert len(order) == 3 * 18 and order == lora.batches(lengths, 4, 3, seed=5)
+    order = schedule.batches(lengths, 4, 3, seed=5)
+    assert len(order) == 3 * 18 and order == schedule.batches(lengths, 4, 3, seed=5)
     for epoch in range(3):
         part = order[18 * epoch : 18 * (epoch + 1)]
         assert sorted(i for batch in part for i in batch) == list(range(70))
@@ -200,7 +204,7 @@ def test_half_precision_base_keeps_its_adapter_in_full(base, tmp_path):
     adapter = PointwiseTuner(config).tune(half, ROWS, None, tmp_path)
     from safetensors.torch import load_file
 
-    assert {w.dtype for w in load_file(tmp_path / lora.WEIGHTS).values()} == {torch.float32}
+    assert {w.dtype for w in load_file(tmp_path / WEIGHTS).values()} == {torch.float32}
     assert auc_of(LocalLM.load(base.source, adapter=adapter.path, device="cpu"), HELD_OUT) > 0.95
 
 
@@ -214,7 +218,7 @@ def test_adapter_that_does_nothing_is_refused(base, tmp_path):
         seed=0,
     )
     with pytest.raises(ModelError, match="every lora_B matrix is zero"):
-        lora.save(model, tmp_path)
+        check_trained(lora.adapter_weights(model))
 
 
 def test_damaged_adapter_is_found_out(base, tuned, tmp_path):
@@ -224,10 +228,16 @@ def test_damaged_adapter_is_found_out(base, tuned, tmp_path):
     weights = load_file(adapter.path / "adapter_model.safetensors")
     save_file({k: 1.5 * v for k, v in weights.items()}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_bytes((adapter.path / "adapter_config.json").read_bytes())
-    right = odds(LocalLM.load(base.source, adapter=adapter.path, device="cpu"), ROWS[:6])
-    assert check_reload(base, adapter.path, ROWS[:6], (" Yes", " No"), right) < 1e-4
+    queries = [
+        Query(tokens=tuple(base.encode([row.prompt])[0]), positions=(2,), targets=np.array([[3, 4]]))
+        for row in ROWS[:6]
+    ]
+    right = log_probabilities(
+        LocalLM.load(base.source, adapter=adapter.path, dtype="float32", device="cpu"), queries
+    )
+    assert check_reload(base, adapter.path, queries, right) < 1e-6
     with pytest.raises(ModelError, match="other answers than the trained model"):
-        check_reload(base, tmp_path, ROWS[:6], (" Yes", " No"), right)
+        check_reload(base, tmp_path, queries, right)
 
 
 def test_bad_input_names_the_value(base, tmp_path):

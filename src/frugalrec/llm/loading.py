@@ -1,4 +1,4 @@
-"""Loading of networks: device, number type, adapter and the hashes that identify them."""
+"""Loading of networks: device, number type and the hashes that identify them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from frugalrec.llm import conversion, models
 DType = Literal["auto", "float32", "bfloat16"]
 
 
-def load(found: Path | str, *, dtype: DType, device: str) -> tuple[Any, Any]:
+def load(found: Path | str, *, dtype: DType, device: str, four_bit: bool = False) -> tuple[Any, Any]:
     """Return the network, on its device and ready to run, and the tokenizer, with a padding token.
 
     Args:
         found: What `models.find` returned.
         dtype: See `choose_dtype`.
         device: See `choose_device`.
+        four_bit: Keep the weights in 4 bits (CUDA and bitsandbytes), and compute in `dtype`.
     """
     torch, transformers = require("torch", "llm"), require("transformers", "llm")
     place = choose_device(device)
@@ -49,7 +50,7 @@ def load(found: Path | str, *, dtype: DType, device: str) -> tuple[Any, Any]:
         )
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    return network.to(place).eval(), tokenizer
+    return (network if four_bit else network.to(place)).eval(), tokenizer
 
 
 def fast_bfloat16() -> bool:
@@ -94,18 +95,6 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         yield
-
-
-def with_adapter(network: Any, adapter: Path) -> Any:
-    """Return the network with a PEFT adapter on top."""
-    peft = require("peft", "llm")
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ModelError(f"{adapter} is not an adapter: it has no adapter_config.json.")
-    try:
-        with quiet_peft():
-            return peft.PeftModel.from_pretrained(network, str(adapter))
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(f"the adapter {adapter} does not fit the model: {error}") from error
 
 
 def folder_hashes(folder: Path) -> dict[str, str]:

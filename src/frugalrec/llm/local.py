@@ -18,7 +18,7 @@ import numpy as np
 
 from frugalrec.errors import ModelError, require
 from frugalrec.ledger import Usage, measure
-from frugalrec.llm import loading, models
+from frugalrec.llm import adapters, loading, models
 from frugalrec.llm.base import Completion, LanguageModel, PromptGroup
 from frugalrec.llm.batching import token_batches
 from frugalrec.types import FloatArray
@@ -82,7 +82,7 @@ class LocalLM(LanguageModel):
             require("torch", "llm").set_num_threads(threads)
         network, tokenizer = loading.load(found, dtype=dtype, device=device)
         if adapter is not None:
-            network = loading.with_adapter(network, adapter)
+            network = adapters.with_adapter(network, adapter)
         return cls(
             network.eval(),
             tokenizer,

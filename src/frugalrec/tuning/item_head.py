@@ -31,7 +31,8 @@ from frugalrec.llm.batching import token_batches
 from frugalrec.llm.fresh_lora import with_lora
 from frugalrec.llm.frozen_layers import FrozenLayers, TokenStates
 from frugalrec.llm.prompts import clean_title
-from frugalrec.tuning.lora import batches
+from frugalrec.tuning.lora import top_targets
+from frugalrec.tuning.schedule import batches
 from frugalrec.types import FloatArray, IntArray, LongArray
 
 if TYPE_CHECKING:
@@ -220,17 +221,7 @@ def item_head(lm: LocalLM, vectors: FloatArray, config: ItemHeadConfig | None = 
             f"item vectors have {vectors.shape[1]} values, the model's states have "
             f"{lm.network.config.get_text_config().hidden_size}; take output_title_vectors of this model."
         )
-    # Names of the linear layers above the cut, spelled out: PEFT takes a list of whole names.
-    above = {id(module) for number in layers.tuned for module in layers.layers[number].modules()}
-    targets = [
-        name
-        for name, module in lm.network.named_modules()
-        if id(module) in above and type(module).__name__ in ("Linear", "Conv1D")
-    ]
-    if not targets:
-        raise ModelError(
-            f"the top {config.layers} layers of {lm.model} hold no linear layer for LoRA matrices."
-        )
+    targets = top_targets(lm.network, config.layers)
     use = ("tuning", "item-head")
     with with_lora(lm, config.rank, config.alpha, targets, config.seed, use=use):
         yield ItemHead(layers, vectors, config)

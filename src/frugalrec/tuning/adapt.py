@@ -1,0 +1,167 @@
+"""One tuning run, from a base model to a checked adapter, whatever is learned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic
+
+from frugalrec.errors import ModelError
+from frugalrec.llm.adapters import WEIGHTS, read_weights
+from frugalrec.llm.models import sha256_of
+from frugalrec.runs import write_text
+from frugalrec.tuning import integrity, lora
+from frugalrec.tuning.base import Progress
+from frugalrec.tuning.options import TuningOptions
+from frugalrec.tuning.reload import fresh_copy
+from frugalrec.tuning.training import Item, Task, is_main, train, wait
+from frugalrec.types import Adapter
+
+if TYPE_CHECKING:
+    from frugalrec.llm.local import LocalLM
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Generic[Item]):
+    """What a run learns."""
+
+    task: Task[Item]
+    items: Sequence[Item]
+    """Training items."""
+    validation: Sequence[Item] = ()
+    """Items that choose among the epochs."""
+    n_rows: int
+    """Training rows; an item may hold several."""
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts for the adapter's evidence."""
+
+
+def adapt(
+    base: LocalLM,
+    plan: Callable[[LocalLM], Plan[Any]],
+    out: Path,
+    *,
+    options: TuningOptions,
+    content: Any,
+    progress: Progress | None = None,
+) -> Adapter:
+    """Tune fresh LoRA matrices on a copy of the base model, and keep them only if they reload exactly.
+
+    Args:
+        base: The plain model; it is left as it is.
+        plan: Given the copy that will be trained, says what it learns.
+        out: The adapter's folder; a killed call with the same arguments goes on where it was.
+        options: How to train.
+        content: JSON-ready: all else that the result depends on, rows included.
+        progress: Is told of the steps.
+
+    Raises:
+        ModelError: If the base carries an adapter already, or `options.start` does not fit.
+    """
+    if base.adapter is not None:
+        raise ModelError(f"{base.model} already carries the adapter {base.adapter}; tune the plain model.")
+    started, cpu = time.perf_counter(), time.process_time()
+    start = None if options.start is None else read_weights(Path(options.start))
+    checkpoints = _prepared(out, _key(base, options, content))
+    fresh = fresh_copy(base, four_bit=options.method == "qlora")
+    chosen = plan(fresh)
+    training = time.perf_counter()
+    model, outcome = _trained(fresh.network, chosen, options, start, checkpoints, progress)
+    trained_s = time.perf_counter() - training
+    if not is_main():
+        wait()
+        return _finished(out, base)
+    fresh.network = model
+    draft = integrity.write(fresh, out, chosen.task.queries(chosen.items[: integrity.N_PROBES]), base=base)
+    n_parameters = sum(matrix.numel() for matrix in lora.adapter_weights(model).values())
+    del model, fresh  # before the next copy is loaded
+    changed = integrity.publish(draft, base)
+    length, epochs, steps = chosen.task.length, options.epochs, len(outcome["loss_curve"])
+    evidence = {
+        **outcome,
+        "config": asdict(options),
+        "rows": chosen.n_rows,
+        "trainable_parameters": n_parameters,
+        "tokens_trained": epochs * sum(map(length, chosen.items)),
+        "tokens_validated": epochs * sum(map(length, chosen.validation)),
+        **chosen.evidence,
+        "reload_difference": changed,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": time.process_time() - cpu,
+        # A resumed run has trained only the steps after its checkpoint.
+        "samples_per_second": epochs * chosen.n_rows * (1 - outcome["resumed_at"] / steps) / trained_s,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+    shutil.rmtree(checkpoints)
+    write_text(out / "evidence.json", json.dumps(evidence, indent=1))
+    wait()
+    return _finished(out, base)
+
+
+def _trained(
+    network: Any,
+    plan: Plan[Any],
+    options: TuningOptions,
+    start: Mapping[str, Any] | None,
+    checkpoints: Path,
+    progress: Progress | None,
+) -> tuple[Any, dict[str, Any]]:
+    model = lora.add_lora(
+        network,
+        rank=options.rank,
+        alpha=options.alpha,
+        dropout=options.dropout,
+        targets=options.target_modules,
+        seed=options.seed,
+        layers=options.layers,
+        method=options.method,
+    )
+    if start is not None:
+        lora.start_from(model, start, Path(str(options.start)))
+    if options.gradient_checkpointing:
+        lora.recompute_layers(model)
+    outcome = train(
+        model,
+        plan.task,
+        plan.items,
+        plan.validation,
+        checkpoints,
+        epochs=options.epochs,
+        learning_rate=options.learning_rate,
+        items_per_batch=max(1, options.batch_size * len(plan.items) // plan.n_rows),
+        seed=options.seed,
+        accumulation=options.accumulation,
+        report_to=options.report_to,
+        progress=progress,
+    )
+    return model, outcome
+
+
+def _finished(out: Path, base: LocalLM) -> Adapter:
+    evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
+    return Adapter(path=out, base=base.model, sha256=sha256_of(out / WEIGHTS), evidence=evidence)
+
+
+def _key(base: LocalLM, options: TuningOptions, content: Any) -> str:
+    start = None if options.start is None else sha256_of(Path(options.start) / WEIGHTS)
+    said = {name: value for name, value in asdict(options).items() if name not in ("start", "report_to")}
+    text = json.dumps([base.fingerprint, said, start, content])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _prepared(out: Path, key: str) -> Path:
+    """Return the checkpoint folder, emptied unless it belongs to the same call."""
+    checkpoints = out / "checkpoints"
+    mark = checkpoints / "key.txt"
+    if is_main() and (not mark.is_file() or mark.read_text(encoding="utf-8") != key):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        checkpoints.mkdir(parents=True)
+        mark.write_text(key, encoding="utf-8")
+    wait()
+    return checkpoints

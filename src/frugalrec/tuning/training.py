@@ -1,0 +1,308 @@
+"""Training under the Hugging Face Trainer: any task, seeded order, validation, checkpoints, resume.
+
+What a row is, how rows become a batch and what their loss is are the business of a `Task`. While it
+trains, the Trainer keeps one checkpoint with its optimizer state, which a killed run resumes from
+(read with `weights_only`). Under `accelerate launch` each process computes its share of every step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from frugalrec.llm.batching import token_batches
+from frugalrec.llm.scoring import Query
+from frugalrec.runs import write_text
+from frugalrec.tuning.base import Progress
+from frugalrec.tuning.lora import adapter_weights, load_adapter_weights
+from frugalrec.tuning.schedule import batches, rate, shares
+
+Item = TypeVar("Item")
+
+FACTOR = "share_factor"
+VALIDATION_TOKENS = 2048
+"""Padded tokens in one pass over validation rows."""
+
+
+class Task(ABC, Generic[Item]):
+    """What is learned: the items of a training set, and the loss of some of them."""
+
+    @abstractmethod
+    def length(self, item: Item) -> int:
+        """Return the tokens that computing an item costs."""
+
+    def weight(self, item: Item) -> float:
+        """Return how much an item counts in the mean loss of a batch; default: all the same."""
+        return 1.0
+
+    @abstractmethod
+    def collate(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
+        """Return the tensors of a batch, on the CPU."""
+
+    @abstractmethod
+    def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return the mean loss of a batch, by weight; `model` may be wrapped (see `unwrapped`)."""
+
+    @abstractmethod
+    def queries(self, items: Sequence[Item]) -> list[Query]:
+        """Return what inference would read of these items: the saved adapter is checked with it."""
+
+    def judge(self, model: Any, items: Sequence[Item]) -> dict[str, float]:
+        """Return validation figures, with `loss`, the mean over items by weight, without dropout."""
+        total = weight = 0.0
+        for rows in token_batches([self.length(item) for item in items], VALIDATION_TOKENS):
+            part = [items[row] for row in rows]
+            share = sum(map(self.weight, part))
+            if share:
+                total += share * float(evaluated(model, self.collate(part), self.loss))
+                weight += share
+        return {"loss": total / weight}
+
+
+@torch.no_grad()
+def evaluated(
+    model: Any,
+    batch: dict[str, torch.Tensor],
+    compute: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
+) -> torch.Tensor:
+    """Return what `compute` makes of a batch on the model's device, without dropout and gradients."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    try:
+        return compute(model, {name: tensor.to(device) for name, tensor in batch.items()})
+    finally:
+        model.train(was_training)
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the network inside a wrapper for several processes; itself where there is none."""
+    return getattr(model, "module", model)
+
+
+def processes() -> int:
+    """Return how many processes train together, as `accelerate launch` says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    """Return whether this is the process that writes files."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def wait() -> None:
+    """Wait until all processes are here; nothing where there is one."""
+    if processes() > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
+
+
+class _Trainer(Trainer):  # type: ignore[misc]
+    """A Trainer whose loss is a task's, over shares of batches in their final order."""
+
+    task: Task[Any]
+
+    def _get_train_sampler(self, *args: Any) -> Any:
+        # The items are batches in their final order, so that a resumed run sees the ones it missed.
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        # No step at a rate of 0, as the usual warm-up begins with: few shots make few steps.
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer if optimizer is None else optimizer, partial(rate, steps=num_training_steps)
+        )
+        return self.lr_scheduler
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        factor = inputs.pop(FACTOR)
+        loss = self.task.loss(model, inputs)
+        # A share that only fills up may have no loss at all.
+        loss = loss * factor if bool(factor) else loss.nan_to_num() * 0
+        return (loss, None) if return_outputs else loss
+
+
+class _Reporter(TrainerCallback):  # type: ignore[misc]
+    """Passes steps on, and keeps the best epoch's adapter where there is a validation set."""
+
+    def __init__(
+        self,
+        progress: Progress | None,
+        folder: Path,
+        per_epoch: int,
+        validate: Callable[[Any], dict[str, float]],
+    ) -> None:
+        self.progress, self.folder, self.per_epoch, self.validate = progress, folder, per_epoch, validate
+        self.history: list[dict[str, float]] = []
+        self.trainer: Any = None
+
+    @property
+    def best(self) -> int | None:
+        """The epoch of least validation loss so far."""
+        return int(min(self.history, key=lambda entry: entry["loss"])["epoch"]) if self.history else None
+
+    def weights_of(self, epoch: int | None) -> Path:
+        """Return where an epoch's adapter is kept, if it was the best so far."""
+        return self.folder / f"epoch-{epoch}.safetensors"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        path = self.folder / "validation.json"
+        if path.is_file():  # a resumed run remembers the epochs that it had judged
+            known = json.loads(path.read_text(encoding="utf-8"))
+            self.history = [e for e in known if e["epoch"] * self.per_epoch <= state.global_step]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        if state.global_step % self.per_epoch == 0 and (judged := self.validate(unwrapped(model))):
+            self.history.append({"epoch": state.global_step // self.per_epoch, **judged})
+            if state.is_world_process_zero:
+                self._keep(model)
+            if args.report_to:
+                self.trainer.log({f"validation_{name}": value for name, value in judged.items()})
+        if self.progress is not None and state.is_world_process_zero:
+            self.progress(state.global_step, state.max_steps)
+
+    def _keep(self, model: Any) -> None:
+        epoch = int(self.history[-1]["epoch"])
+        if self.best == epoch:
+            aside = self.folder / ".epoch.safetensors"
+            save_file(adapter_weights(unwrapped(model)), aside)
+            os.replace(aside, self.weights_of(epoch))
+        write_text(self.folder / "validation.json", json.dumps(self.history))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # From here on no run goes back behind this epoch, so that only its best so far can be wanted.
+        if state.is_world_process_zero and self.history:
+            for path in self.folder.glob("epoch-*.safetensors"):
+                if path != self.weights_of(self.best):
+                    path.unlink()
+
+
+def train(
+    model: Any,
+    task: Task[Item],
+    items: Sequence[Item],
+    validation: Sequence[Item],
+    folder: Path,
+    *,
+    epochs: int,
+    learning_rate: float,
+    items_per_batch: int,
+    seed: int,
+    accumulation: int = 1,
+    report_to: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Train the LoRA matrices in place and return the curve.
+
+    Args:
+        model: The model with LoRA matrices.
+        task: What is learned.
+        items: Training items.
+        validation: Items that choose among the epochs; may be empty.
+        folder: Where checkpoints live while training goes on.
+        epochs: Passes over the items.
+        learning_rate: Peak rate; see `rate`.
+        items_per_batch: Items in one step, over all processes.
+        seed: Seed of order and dropout.
+        accumulation: Passes that each process splits its part of a step into.
+        report_to: Experiment trackers; see `TRACKERS`.
+        progress: Is told of the steps.
+
+    Returns:
+        `loss_curve` ((step, loss) pairs), `validation` (one entry an epoch), `best_epoch`, `resumed_at`.
+    """
+    order = batches([task.length(item) for item in items], items_per_batch, epochs, seed)
+    weights = [task.weight(item) for item in items]
+    parts = [part for batch in order for part in shares(batch, weights, accumulation * processes())]
+
+    def collator(only: Sequence[tuple[list[int], float]]) -> dict[str, torch.Tensor]:
+        ((rows, factor),) = only
+        return {**task.collate([items[row] for row in rows]), FACTOR: torch.tensor(factor)}
+
+    def validate(current: Any) -> dict[str, float]:
+        return task.judge(current, validation) if validation else {}
+
+    reporter = _Reporter(progress, folder, len(order) // epochs, validate)
+    trainer = _Trainer(
+        model=model,
+        args=_arguments(model, folder, len(order), learning_rate, accumulation, report_to, seed),
+        train_dataset=parts,
+        data_collator=collator,
+        callbacks=[reporter],
+    )
+    trainer.remove_callback(PrinterCallback)
+    # The loss is a mean of shares: the Trainer divides by their number, not by a number of labels.
+    trainer.task, trainer.model_accepts_loss_kwargs, reporter.trainer = task, False, trainer
+    checkpoint = newest_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    wait()  # for the files of the main process
+    if reporter.best is not None:
+        load_adapter_weights(model, load_file(reporter.weights_of(reporter.best)))
+    return {
+        "loss_curve": [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e],
+        "validation": reporter.history,
+        "best_epoch": reporter.best,
+        "resumed_at": 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+    }
+
+
+def _arguments(
+    model: Any,
+    folder: Path,
+    steps: int,
+    learning_rate: float,
+    accumulation: int,
+    report_to: Sequence[str],
+    seed: int,
+) -> Any:
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        num_train_epochs=1,  # the batches of all epochs, one after the other
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=accumulation,
+        learning_rate=learning_rate,
+        weight_decay=0.0,
+        logging_steps=1,
+        save_steps=max(1, steps // 8),
+        save_total_limit=1,
+        seed=seed,
+        report_to=list(report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        use_cpu=next(model.parameters()).device.type == "cpu",
+    )
+    # Prompts of a batch refer to each other's rows: no splitting over GPUs inside one process.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint that was written to its end; half-written ones are removed."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    while found:
+        newest = found.pop()
+        try:
+            json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+        except (OSError, ValueError):
+            if is_main():
+                shutil.rmtree(newest)
+        else:
+            return newest
+    return None
