@@ -46,7 +46,7 @@ def answer_queries(lm: LocalLM, groups: Sequence[PromptGroup], answers: Sequence
 
 def _query(lm: LocalLM, tokens: Sequence[int], targets: LongArray) -> Query:
     if lm.is_encoder_decoder:
-        return Query(tokens=tuple(tokens), positions=(0,), targets=targets, decoder=(_decoder_start(lm),))
+        return Query(tokens=tuple(tokens), positions=(0,), targets=targets, decoder=(decoder_start(lm),))
     return Query(tokens=tuple(tokens), positions=(len(tokens) - 1,), targets=targets)
 
 
@@ -98,7 +98,7 @@ def _continued(lm: LocalLM, prompt: str, texts: Sequence[str]) -> list[Query]:
 def _decoded(lm: LocalLM, prompt: str, texts: Sequence[str]) -> list[Query]:
     (tokens,) = lm.encode([prompt])
     rows = lm.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
-    start = _decoder_start(lm)
+    start = decoder_start(lm)
     return [
         Query(
             tokens=tuple(tokens),
@@ -110,7 +110,8 @@ def _decoded(lm: LocalLM, prompt: str, texts: Sequence[str]) -> list[Query]:
     ]
 
 
-def _decoder_start(lm: LocalLM) -> int:
+def decoder_start(lm: LocalLM) -> int:
+    """Return the token that an encoder-decoder model's answers begin after."""
     config = lm.network.config
     start = config.decoder_start_token_id
     return int(lm.pad_id if start is None else start)

@@ -1,0 +1,73 @@
+"""The grounder seam: from what a language model says of users to a ranking of real catalogue items."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from frugalrec.data.dataset import Dataset
+from frugalrec.errors import ConfigError, DataError
+from frugalrec.ledger import Usage
+from frugalrec.recommenders.base import Seen
+from frugalrec.types import IntArray, Ranking
+
+Progress = Callable[[int, int], None]
+"""Called with (users done, users in all)."""
+
+
+class Grounder(ABC):
+    """Turns what a language model says of users into lists of catalogue items.
+
+    An author writes `_ground`. The constructor only stores its options.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def _ground(
+        self, histories: Dataset, users: IntArray, k: int, seen: Seen, progress: Progress
+    ) -> tuple[Ranking, Usage]:
+        """Return lists of k catalogue items, none twice, padded with -1, and what they cost."""
+
+    def ground(
+        self,
+        histories: Dataset,
+        users: NDArray[Any],
+        k: int = 20,
+        *,
+        seen: Seen = "exclude",
+        progress: Progress | None = None,
+    ) -> tuple[Ranking, Usage]:
+        """Return each user's best k items, and what was spent.
+
+        Args:
+            histories: What is known of the users; the prompt takes the last items.
+            users: User codes.
+            k: List length; shorter lists are padded with -1.
+            seen: `exclude` leaves out the items that `histories` already holds for the user.
+            progress: Is told of the users.
+        """
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, not {k}.")
+        if seen not in ("exclude", "include"):
+            raise ConfigError(f"seen must be exclude or include, not {seen!r}.")
+        codes = checked_users(users, histories)
+        return self._ground(histories, codes, k, seen, progress or (lambda done, n: None))
+
+
+def checked_users(users: NDArray[Any], histories: Dataset) -> IntArray:
+    """Return user codes as int32.
+
+    Raises:
+        DataError: If one is none of the data set's.
+    """
+    codes = np.asarray(users, dtype=np.int32)
+    if codes.size and (codes.min() < 0 or codes.max() >= histories.n_users):
+        raise DataError(
+            f"user codes must lie in 0..{histories.n_users - 1}; got {int(codes.min())}..{int(codes.max())}."
+        )
+    return codes

@@ -1,0 +1,67 @@
+"""The question that each user's history becomes, as all ways of grounding ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from frugalrec.data.dataset import Dataset
+from frugalrec.errors import DataError, ModelError
+from frugalrec.llm.base import LanguageModel
+from frugalrec.llm.next_title import NextTitlePrompt
+from frugalrec.types import IntArray
+
+
+def questions(
+    lm: LanguageModel,
+    prompt: NextTitlePrompt,
+    histories: Dataset,
+    users: IntArray,
+    titles: Sequence[str],
+    *,
+    room: int,
+) -> list[str]:
+    """Return one question a user; those too long for the model lose their oldest titles, as in training.
+
+    Args:
+        lm: The model that is asked.
+        prompt: How questions are written.
+        histories: What is known of the users.
+        users: User codes.
+        titles: Title of each item code.
+        room: Tokens to leave free for the answer.
+
+    Raises:
+        ModelError: If a question with one title is too long.
+    """
+    shown = [[titles[int(item)] for item in histories.history(int(user))[-prompt.window :]] for user in users]
+    texts = [prompt.question(history) for history in shown]
+    limit = getattr(lm, "max_tokens", None)
+    if limit is None:
+        return texts
+    encode: Any = lm.encode  # type: ignore[attr-defined]  # a model that knows its limit has tokens
+    for row, tokens in enumerate(encode(texts)):
+        length, history = len(tokens), shown[row]
+        while length + room > limit and len(history) > 1:
+            history = history[1:]
+            texts[row] = prompt.question(history)
+            length = len(encode([texts[row]])[0])
+        if length + room > limit:
+            raise ModelError(
+                f"the question of user {int(users[row])} has {length:,} tokens with its last title alone, "
+                f"and an answer may take {room:,}, but {lm.model} holds {limit:,}. Give a prompt with a smaller "
+                "max_title_chars, or shorten the longest titles of the catalogue."
+            )
+    return texts
+
+
+def checked_titles(titles: Sequence[str] | None, histories: Dataset) -> list[str]:
+    """Return the title of each item code; default: those of the data set.
+
+    Raises:
+        DataError: If there is not one an item.
+    """
+    found = list(histories.titles if titles is None else titles)
+    if len(found) != histories.n_items:
+        raise DataError(f"expected {histories.n_items} titles, one an item; got {len(found)}.")
+    return found
