@@ -79,6 +79,30 @@ def tiny_llama(folder: Path, *, seed: int = 0, start: bool = False, **options: A
     return _save(network, tiny_tokenizer(start=start), folder)
 
 
+def tiny_qwen(folder: Path, *, seed: int = 0) -> Path:
+    """Write a Qwen3 with 2 layers of width 32 and random weights to `folder`, and return it."""
+    torch, transformers = require("torch", "llm"), require("transformers", "llm")
+    config = transformers.Qwen3Config(
+        vocab_size=384,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = transformers.Qwen3ForCausalLM(config)
+    return _save(network, tiny_tokenizer(), folder)
+
+
 def tiny_t5(folder: Path, *, seed: int = 0) -> Path:
     """Write an encoder-decoder (T5) with 2 + 2 layers of width 32 and random weights to `folder`."""
     torch, transformers = require("torch", "llm"), require("transformers", "llm")

@@ -1,4 +1,4 @@
-"""The tuner seam: rows of prompt and label in, an adapter on disk out."""
+"""The tuner seam: training rows in, an adapter on disk out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from frugalrec.types import Adapter
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with (steps done, steps in all)."""
+
+
+TitleRow = tuple[Sequence[str], str]
+"""Titles of a history, oldest first, and the title of the next item."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +42,8 @@ class Tuner(ABC):
     def tune(
         self,
         base: LocalLM,
-        rows: Sequence[TrainingRow],
-        validation: Sequence[TrainingRow] | None,
+        rows: Sequence[Any],
+        validation: Sequence[Any] | None,
         out: Path,
         *,
         progress: Progress | None = None,
@@ -48,7 +52,7 @@ class Tuner(ABC):
 
         Args:
             base: The model to tune; not modified.
-            rows: The training rows.
+            rows: The training rows: what one is, the tuner says.
             validation: Rows that choose among the epochs, or None for the last epoch.
             out: A folder; a killed call with the same arguments goes on where it was.
             progress: Is told of the steps.

@@ -1,6 +1,8 @@
-"""Training rows: each selected example becomes one Yes and a few Nos of the cheap model's list."""
+"""Training rows: yes/no rows with negatives of the cheap model's list, title rows, few-shot draws."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,8 +11,8 @@ from frugalrec.data.examples import Examples
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.llm.prompts import RerankPrompt
 from frugalrec.rng import generator
-from frugalrec.tuning.base import TrainingRow
-from frugalrec.types import PAD, IntArray
+from frugalrec.tuning.base import TitleRow, TrainingRow
+from frugalrec.types import PAD, BoolArray, IntArray, LongArray
 
 
 def build_rows(
@@ -64,3 +66,54 @@ def build_rows(
             text = prefix + prompt.suffix(dataset.titles[item])
             rows.append(TrainingRow(prompt=text, label=label, group=number))
     return rows
+
+
+def title_rows(examples: Examples, titles: Sequence[str]) -> list[TitleRow]:
+    """Turn examples into rows for `GenerativeTuner`; rows whose target has no title are left out.
+
+    Args:
+        examples: The rows.
+        titles: Title of each item; history items without one are not shown.
+    """
+    rows: list[TitleRow] = []
+    for number, target in enumerate(examples.targets):
+        if titles[target].strip():
+            shown = [titles[item] for item in examples.history(number)]
+            rows.append(([title for title in shown if title.strip()], titles[target]))
+    return rows
+
+
+def few_shots(labels: BoolArray, k: int, *, seed: int, balanced: bool) -> LongArray:
+    """Draw `k` rows for few-shot tuning; with one seed, more shots include the fewer.
+
+    >>> few_shots(np.array([True, False, True, False, False]), 4, seed=0, balanced=True).size
+    4
+
+    Args:
+        labels: True where the answer is Yes, (n,).
+        k: Rows to draw.
+        seed: Seed of the draw.
+        balanced: As many Yes as No (one more Yes where `k` is odd); else rows as they come.
+
+    Returns:
+        Row numbers, (k,), in the order of the draw.
+
+    Raises:
+        DataError: If there are too few rows, or too few of one answer.
+    """
+    labels = np.asarray(labels, dtype=np.bool_)
+    if not 1 <= k <= labels.size:
+        raise DataError(f"cannot draw {k} shots from {labels.size} rows; choose 1 to {labels.size}.")
+    order = generator(seed, "few-shots").permutation(labels.size)
+    if not balanced:
+        return order[:k].astype(np.int64)
+    parts = []
+    for answer, wanted in ((True, k - k // 2), (False, k // 2)):
+        found = order[labels[order] == answer][:wanted]
+        if found.size < wanted:
+            raise DataError(
+                f"a balanced draw of {k} shots needs {wanted} rows with the answer "
+                f"{'Yes' if answer else 'No'}, and there are {found.size}; draw fewer, or plainly."
+            )
+        parts.append(found)
+    return np.concatenate(parts).astype(np.int64)
