@@ -180,7 +180,7 @@ def torch_session(threads: int | None, seed: int) -> Iterator[None]:
 
 
 def train_network(
-    network: SequenceNetwork,
+    network: nn.Module,
     step: StepFunction,
     n_windows: int,
     schedule: Schedule,
@@ -239,7 +239,7 @@ def train_network(
 
 
 def _epoch(
-    network: SequenceNetwork,
+    network: nn.Module,
     step: StepFunction,
     n_windows: int,
     schedule: Schedule,
@@ -262,7 +262,7 @@ def _epoch(
 
 def _save(
     folder: Path,
-    network: SequenceNetwork,
+    network: nn.Module,
     optimizer: AdamW,
     best: dict[str, Tensor],
     progress: Progress,
@@ -283,7 +283,7 @@ def _save(
 
 def _resume(
     folder: Path,
-    network: SequenceNetwork,
+    network: nn.Module,
     optimizer: AdamW,
     best: dict[str, Tensor],
     key: str,
