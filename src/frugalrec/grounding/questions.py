@@ -49,7 +49,7 @@ def questions(
         if length + room > limit:
             raise ModelError(
                 f"the question of user {int(users[row])} has {length:,} tokens with its last title alone, "
-                f"and an answer may take {room:,}, but {lm.model} holds {limit:,}. Give a prompt with a smaller "
+                f"and an answer may take {room:,}, but {lm.model} holds {limit:,}. Give a prompt with less "
                 "max_title_chars, or shorten the longest titles of the catalogue."
             )
     return texts
