@@ -7,10 +7,8 @@ long lose their oldest titles first, then the end of the only title left; never 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from frugalrec.errors import ConfigError
 from frugalrec.llm.prompts import VERBS, clean_title
@@ -84,11 +82,13 @@ def fitted(
         What to compute and where the answer stands in it, or None where the answer and an empty
         history are already too long.
     """
+    from frugalrec.llm.queries import response_query
+
     titles, answer = prompt.shown(history), prompt.answer(title)
     limit = min(max_tokens, lm.max_tokens or max_tokens)
 
     def attempt(shown: Sequence[str]) -> Query | None:
-        query = _query(lm, prompt.question(shown), answer)
+        query = response_query(lm, prompt.question(shown), answer)
         length = max(len(query.tokens), len(query.decoder)) if query.decoder else len(query.tokens) + 1
         return query if length <= limit else None
 
@@ -102,27 +102,3 @@ def fitted(
         shorter = attempt([titles[0][:middle]])
         found, low, high = (shorter, middle + 1, high) if shorter is not None else (found, low, middle - 1)
     return found
-
-
-def _query(lm: LocalLM, question: str, answer: str) -> Query:
-    from frugalrec.llm.queries import continuation_queries
-
-    ((query,),) = continuation_queries(lm, [question], [[answer]])
-    end = lm.tokenizer.eos_token_id
-    if end is None:
-        return query
-    last = int(query.targets[-1, 0])
-    targets = np.append(query.targets, [[end]], axis=0)
-    if query.decoder:
-        return replace(
-            query,
-            decoder=(*query.decoder, last),
-            positions=(*query.positions, len(query.decoder)),
-            targets=targets,
-        )
-    return replace(
-        query,
-        tokens=(*query.tokens, last),
-        positions=(*query.positions, len(query.tokens)),
-        targets=targets,
-    )

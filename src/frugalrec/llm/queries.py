@@ -7,6 +7,7 @@ that the model would see in one text; shared prefixes are found among the tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -81,6 +82,61 @@ def continuation_queries(
     """Return one query per continuation, which reads every token of it."""
     build = _decoded if lm.is_encoder_decoder else _continued
     return [build(lm, prompt, texts) for prompt, texts in zip(prompts, continuations, strict=True)]
+
+
+def response_query(lm: LocalLM, prompt: str, response: str) -> Query:
+    """Return a query that reads every token of a response, and the end-of-text token behind it."""
+    ((query,),) = continuation_queries(lm, [prompt], [[response]])
+    end = lm.tokenizer.eos_token_id
+    if end is None:
+        return query
+    last = int(query.targets[-1, 0])
+    targets = np.append(query.targets, [[end]], axis=0)
+    if query.decoder:
+        return replace(
+            query,
+            decoder=(*query.decoder, last),
+            positions=(*query.positions, len(query.decoder)),
+            targets=targets,
+        )
+    return replace(
+        query,
+        tokens=(*query.tokens, last),
+        positions=(*query.positions, len(query.tokens)),
+        targets=targets,
+    )
+
+
+def known_places(
+    lm: LocalLM,
+    prompt: str,
+    tokens: Sequence[int],
+    known: Sequence[tuple[int, bool]],
+    answers: tuple[int, int],
+) -> list[int]:
+    """Return the token before each answer that stands in a prompt, as positions in its tokens.
+
+    Args:
+        lm: A causal model.
+        prompt: The text.
+        tokens: Its tokens.
+        known: (offset, yes) of the answers, in characters.
+        answers: Token ids of Yes and No.
+
+    Raises:
+        ModelError: If an answer does not begin with its own token at its place.
+    """
+    places = []
+    starts = lm.encode([prompt[:offset] for offset, _ in known])
+    for (offset, yes), start in zip(known, starts, strict=True):
+        wanted = answers[0] if yes else answers[1]
+        if list(tokens[: len(start) + 1]) != [*start, wanted]:
+            raise ModelError(
+                f"the answer behind {prompt[max(0, offset - 20) : offset]!r} is split into other tokens by "
+                f"{lm.model} than the answer asked for at the end; write the prompt in another style."
+            )
+        places.append(len(start) - 1)
+    return places
 
 
 def _continued(lm: LocalLM, prompt: str, texts: Sequence[str]) -> list[Query]:

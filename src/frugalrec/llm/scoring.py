@@ -44,7 +44,7 @@ class Query:
 
 @contextmanager
 def gathered_logits(
-    network: Any, rows: Sequence[int], columns: Sequence[int]
+    network: Any, rows: Sequence[int] | torch.Tensor, columns: Sequence[int] | torch.Tensor
 ) -> Iterator[list[torch.Tensor]]:
     """Let the network compute logits, (1, n, vocabulary), at n places of its (row, column) grid only.
 

@@ -31,6 +31,8 @@ class TrainingRow:
     """True where the right answer is Yes."""
     group: int = 0
     """Rows with the same group are one user's: they share their prefix and are trained together."""
+    known: tuple[tuple[int, bool], ...] = ()
+    """(offset, yes) of answers that stand in the prompt, in characters: they are trained too."""
 
 
 class Tuner(ABC):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 ONE_ROW = 1 << 30
+INPUTS = ("input_ids", "position_ids", "attention_mask", "decoder_input_ids")
 
 
 def pack(prompts: Sequence[Sequence[int]]) -> Row:
@@ -55,14 +56,19 @@ def collate(rows: Sequence[Row], dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 def answer_logits(model: Any, batch: dict[str, torch.Tensor], answers: Sequence[int]) -> torch.Tensor:
-    """Return the logits (n_prompts, n_answers), float32, of the answer tokens after each prompt.
+    """Return the logits (n, n_answers), float32, of the answers' tokens after some tokens of a batch.
 
-    Only the columns in which some prompt ends go through the output matrix.
+    Only the states of these tokens go through the output matrix.
+
+    Args:
+        model: A causal network or an encoder-decoder.
+        batch: Its inputs, and `rows`, `columns`, (n,): the tokens that are followed by an answer.
+        answers: Token ids.
     """
-    import torch
+    from frugalrec.llm.scoring import gathered_logits
 
-    keep, where = torch.unique(batch["columns"], return_inverse=True)
-    inputs = {name: batch[name] for name in ("input_ids", "position_ids", "attention_mask") if name in batch}
-    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-    chosen: torch.Tensor = logits[batch["rows"], where][:, list(answers)].float()
+    inputs = {name: batch[name] for name in INPUTS if name in batch}
+    with gathered_logits(getattr(model, "module", model), batch["rows"], batch["columns"]):
+        logits = model(**inputs, use_cache=False).logits[0]
+    chosen: torch.Tensor = logits[:, list(answers)].float()
     return chosen

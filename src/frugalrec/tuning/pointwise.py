@@ -1,17 +1,18 @@
 """Few-shot yes/no tuning: 64 samples, their cheap-model negatives, one small LoRA adapter.
 
-After TALLRec (arXiv 2305.00447), with three differences that save most of its cost: the loss reads
-only (Yes, No) at the answer position; a positive and its negatives share their prefix (`packing`);
-negatives come from the cheap model's own list, so that the LLM learns what re-ranking asks of it.
+After TALLRec (arXiv 2305.00447), with differences that save most of its cost: the loss reads only
+(Yes, No) where an answer comes; prompts of one user share their prefix (`packing`); and answers that
+already stand in a prompt, as in rated lists (`llm.preferences`), are trained with the one it asks for.
+The published loss, over every token of the prompt, is the loss `paper`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -25,10 +26,13 @@ from frugalrec.types import Adapter
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
+    from frugalrec.llm.scoring import Query
     from frugalrec.tuning.adapt import Plan
     from frugalrec.tuning.yes_no import LabelledGroup
 
 __all__ = ["PointwiseConfig", "PointwiseTuner", "build_rows"]
+
+Loss = Literal["two-way", "listwise", "response", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +42,19 @@ class PointwiseConfig(TuningOptions):
     Steps take whole groups (at least one).
     """
 
-    loss: Literal["two-way", "listwise"] = "two-way"
-    """`two-way` is cross-entropy over (Yes, No); `listwise` is a softmax over each group."""
+    loss: Loss = "two-way"
+    """`two-way` is cross-entropy over (Yes, No); `listwise` is a softmax over each group; `response` is
+    the language model's own loss on the answer and the end of text; `paper` is that on every token,
+    prompts included, as TALLRec trained."""
     packing: bool = True
     """Compute a group's shared prefix once; the loss is the same."""
 
     def __post_init__(self) -> None:
         """Check ranges."""
         super().__post_init__()
-        if self.loss not in ("two-way", "listwise"):
-            raise ConfigError(f"tuning: unknown loss {self.loss!r}; choose two-way or listwise.")
+        if self.loss not in get_args(Loss):
+            known = ", ".join(get_args(Loss))
+            raise ConfigError(f"tuning: unknown loss {self.loss!r}; choose one of {known}.")
         if self.loss == "listwise" and not self.packing:
             raise ConfigError(
                 "tuning: the listwise loss compares the rows of a packed group; keep packing on."
@@ -78,7 +85,7 @@ class PointwiseTuner(Tuner):
         require("peft", "llm")
         from frugalrec.tuning.adapt import adapt
 
-        _check(base, rows)
+        _check(rows)
         content = [self.answers, [asdict(row) for row in rows], [asdict(row) for row in validation or ()]]
         return adapt(
             base,
@@ -91,26 +98,52 @@ class PointwiseTuner(Tuner):
 
     def _plan(
         self, fresh: LocalLM, rows: Sequence[TrainingRow], validation: Sequence[TrainingRow]
+    ) -> Plan[Any]:
+        from frugalrec.tuning.adapt import Plan
+        from frugalrec.tuning.responses import ResponseTask
+
+        evidence = {"answers": list(self.answers), "validation_rows": len(validation)}
+        if self.config.loss in ("response", "paper"):
+            return Plan(
+                task=ResponseTask(fresh.pad_id),
+                items=self._texts(fresh, rows),
+                validation=self._texts(fresh, validation),
+                n_rows=len(rows),
+                evidence=evidence,
+            )
+        return self._yes_no(fresh, rows, validation, evidence)
+
+    def _yes_no(
+        self,
+        fresh: LocalLM,
+        rows: Sequence[TrainingRow],
+        validation: Sequence[TrainingRow],
+        evidence: Mapping[str, Any],
     ) -> Plan[LabelledGroup]:
+        from frugalrec.llm.queries import decoder_start
         from frugalrec.tuning.adapt import Plan
         from frugalrec.tuning.lora import compute_dtype
         from frugalrec.tuning.yes_no import YesNoTask
 
         packed = self._packs(fresh)
         groups, tokens = self._groups(fresh, rows, packed)
-        evidence = {
-            "answers": list(self.answers),
-            "packed": packed,
-            "groups": len(groups),
-            "validation_rows": len(validation),
-            "tokens_trained_without_packing": self.config.epochs * _tokens_alone(groups),
-        }
         return Plan(
-            task=YesNoTask(tokens, self.config.loss, compute_dtype(fresh.network)),
+            task=YesNoTask(
+                tokens,
+                self.config.loss,
+                compute_dtype(fresh.network),
+                decoder_start=decoder_start(fresh) if fresh.is_encoder_decoder else None,
+            ),
             items=groups,
             validation=self._groups(fresh, validation, packed)[0] if validation else [],
             n_rows=len(rows),
-            evidence=evidence,
+            evidence={
+                **evidence,
+                "packed": packed,
+                "groups": len(groups),
+                "answers_trained": sum(group.labels.size for group in groups),
+                "tokens_trained_without_packing": self.config.epochs * _tokens_alone(groups),
+            },
         )
 
     def _packs(self, fresh: LocalLM) -> bool:
@@ -119,8 +152,10 @@ class PointwiseTuner(Tuner):
 
         if not self.config.packing:
             return False
-        scorer = CausalScorer(fresh.network, pad=fresh.pad_id, max_batch_tokens=fresh.max_batch_tokens)
-        exact = scorer.shares_exactly()
+        exact = False
+        if not fresh.is_encoder_decoder:
+            scorer = CausalScorer(fresh.network, pad=fresh.pad_id, max_batch_tokens=fresh.max_batch_tokens)
+            exact = scorer.shares_exactly()
         if not exact and self.config.loss == "listwise":
             raise ModelError(f"{fresh.model} cannot compute packed groups; use the loss two-way.")
         return exact
@@ -130,35 +165,74 @@ class PointwiseTuner(Tuner):
     ) -> tuple[list[LabelledGroup], tuple[int, int]]:
         """Return the packed groups and the answers' tokens, tokenised as for inference."""
         from frugalrec.llm.queries import answer_queries
-        from frugalrec.tuning.yes_no import LabelledGroup
 
         prompts = PromptGroup(prefix="", suffixes=tuple(row.prompt for row in rows))
         (queries,) = answer_queries(base, [prompts], self.answers)
-        longest = max(range(len(rows)), key=lambda i: len(queries[i].tokens))
-        if len(queries[longest].tokens) > self.config.max_tokens:
-            raise DataError(
-                f"a prompt has {len(queries[longest].tokens)} tokens, more than "
-                f"max_tokens={self.config.max_tokens}: {rows[longest].prompt[:60]!r}... "
-                f"Shorten the window or the titles, or raise max_tokens."
-            )
+        self._check_lengths(rows, [len(query.tokens) for query in queries])
         found = {tuple(query.targets[0].tolist()) for query in queries}
         if len(found) > 1:
             raise ModelError(f"the answers {self.answers} have other tokens after other prompts: {found}.")
+        yes, no = found.pop()
         split = groupby(range(len(rows)), key=lambda i: rows[i].group if pack_groups else i)
         parts = [list(part) for _, part in split]
+        tokens = [query.tokens for query in queries]
         groups = [
-            LabelledGroup(
-                packed=pack([queries[i].tokens for i in part]), labels=np.array([rows[i].label for i in part])
-            )
-            for part in parts
+            _group(base, [rows[i] for i in part], [tokens[i] for i in part], (yes, no)) for part in parts
         ]
-        yes, no = found.pop()
         return groups, (yes, no)
 
+    def _texts(self, base: LocalLM, rows: Sequence[TrainingRow]) -> list[Query]:
+        """Return what the losses over whole texts read: the answer's tokens, or every token."""
+        from frugalrec.llm.queries import response_query
 
-def _check(base: LocalLM, rows: Sequence[TrainingRow]) -> None:
-    if base.is_encoder_decoder:
-        raise ModelError(f"{base.model} is an encoder-decoder; yes/no tuning needs a decoder-only model.")
+        whole = self.config.loss == "paper"
+        if whole and base.is_encoder_decoder:
+            raise ModelError(f"an encoder of {base.model} reads the prompt; use the loss response.")
+        queries = [response_query(base, row.prompt, self.answers[0 if row.label else 1]) for row in rows]
+        self._check_lengths(rows, [len(query.tokens) for query in queries])
+        if not whole:
+            return queries
+        return [
+            replace(
+                query,
+                positions=tuple(range(len(query.tokens))),
+                targets=np.array([*query.tokens[1:], query.targets[-1, 0]], dtype=np.int64)[:, None],
+            )
+            for query in queries
+        ]
+
+    def _check_lengths(self, rows: Sequence[TrainingRow], lengths: Sequence[int]) -> None:
+        longest = max(range(len(rows)), key=lambda i: lengths[i], default=None)
+        if longest is not None and lengths[longest] > self.config.max_tokens:
+            raise DataError(
+                f"a prompt has {lengths[longest]} tokens, more than "
+                f"max_tokens={self.config.max_tokens}: {rows[longest].prompt[:60]!r}... "
+                f"Shorten the window or the titles, or raise max_tokens."
+            )
+
+
+def _group(
+    base: LocalLM,
+    rows: Sequence[TrainingRow],
+    tokens: Sequence[tuple[int, ...]],
+    answers: tuple[int, int],
+) -> LabelledGroup:
+    """Return the packed prompts of one user with all their answers, those that stand in them included."""
+    from frugalrec.llm.queries import known_places
+    from frugalrec.tuning.yes_no import LabelledGroup
+
+    asked, labels = [], []
+    for number, (row, ids) in enumerate(zip(rows, tokens, strict=True)):
+        if row.known and not base.is_encoder_decoder:
+            places = known_places(base, row.prompt, ids, row.known, answers)
+            asked += [(number, place) for place in places]
+            labels += [yes for _, yes in row.known]
+        asked.append((number, len(ids) - 1))
+        labels.append(row.label)
+    return LabelledGroup(packed=pack(tokens), asked=tuple(asked), labels=np.array(labels))
+
+
+def _check(rows: Sequence[TrainingRow]) -> None:
     n_yes = sum(row.label for row in rows)
     if n_yes in (0, len(rows)):
         raise DataError(
