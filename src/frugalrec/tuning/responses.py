@@ -56,7 +56,7 @@ class ResponseTask(Task[Query]):
         """
         names = ("input_ids", "attention_mask", "decoder_input_ids")
         inputs = {name: batch[name] for name in names if name in batch}
-        with gathered_logits(unwrapped(model), batch["rows"], batch["columns"]):
+        with gathered_logits(unwrapped(model), batch["rows"].tolist(), batch["columns"].tolist()):
             logits = model(**inputs, use_cache=False).logits[0]
         each = torch.nn.functional.cross_entropy(logits.float(), batch["targets"], reduction="none")
         return (each * batch["shares"]).sum()
