@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from frugalrec.errors import ConfigError, DataError
-from frugalrec.evaluation.pointwise import auc, log_loss, user_auc
+from frugalrec.evaluation.pointwise import auc, auc_interval, log_loss, user_auc
+from frugalrec.rng import generator
 
 
 def rows(seed, levels):
@@ -80,3 +81,49 @@ def test_bad_input_is_named():
         log_loss(np.array([-0.5, 2.0]), np.array([1, 0]))
     with pytest.raises(ConfigError, match="choose rows or users"):
         user_auc(good, np.array([1, 0]), np.array([1, 1])).mean("pairs")
+
+
+def test_interval_of_an_auc_draws_whole_users():
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(12), 5)
+    labels = rng.random(60) < 0.5
+    scores = labels + rng.normal(size=60)
+    found = auc_interval(scores, labels, users, resamples=300, seed=3)
+    assert found.mean == pytest.approx(auc(scores, labels))
+    assert found.n == 12
+    # by hand: the same draws of users, rows repeated as often as their user was drawn
+    counts = generator(3, "evaluation", "auc_interval").multinomial(12, np.full(12, 1 / 12), size=300)
+    by_hand = [auc(np.repeat(scores, count[users]), np.repeat(labels, count[users])) for count in counts]
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(by_hand, [0.025, 0.975])))
+    order = rng.permutation(60)
+    again = auc_interval(scores[order], labels[order], users[order], resamples=300, seed=3)
+    assert (again.low, again.high) == pytest.approx((found.low, found.high))
+    alone = auc_interval(scores, labels, resamples=300)
+    assert alone.n == 60
+
+
+def test_difference_of_aucs_is_paired_and_averages_runs():
+    rng = np.random.default_rng(1)
+    labels = rng.random(200) < 0.4
+    noise = rng.normal(size=200)
+    base = labels + noise
+    better = np.stack([2 * labels + noise, 2.2 * labels + noise])
+    found = auc_interval(better, labels, minus=base, resamples=400)
+    assert found.mean == pytest.approx(
+        (auc(better[0], labels) + auc(better[1], labels)) / 2 - auc(base, labels)
+    )
+    wide = auc_interval(better, labels, resamples=400)
+    assert found.low > 0
+    assert found.high - found.low < wide.high - wide.low + 0.05
+    assert auc_interval(base, labels, minus=base).to_dict() | {"n": 0} == {
+        "mean": 0.0,
+        "low": 0.0,
+        "high": 0.0,
+        "level": 0.95,
+        "n": 0,
+    }
+
+
+def test_interval_of_an_auc_refuses_users_of_another_length():
+    with pytest.raises(DataError, match="3 labels need as many users, not 2"):
+        auc_interval(np.ones(3), np.array([0, 1, 0]), np.zeros(2))

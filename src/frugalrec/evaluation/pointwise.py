@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frugalrec.errors import ConfigError, DataError
+from frugalrec.evaluation.compare import Interval
+from frugalrec.rng import generator
 from frugalrec.types import DoubleArray, IntArray, LongArray
 
 Weighting = Literal["rows", "users"]
@@ -88,6 +90,75 @@ def user_auc(scores: NDArray[Any], labels: NDArray[Any], users: NDArray[Any]) ->
     pairs = positives * (sizes - positives)
     result = np.divide(above, pairs, out=np.full(codes.size, np.nan), where=pairs > 0)
     return UserAuc(users=codes.astype(np.int32), values=result, rows=sizes.astype(np.int64))
+
+
+def auc_interval(
+    scores: NDArray[Any],
+    labels: NDArray[Any],
+    users: NDArray[Any] | None = None,
+    *,
+    minus: NDArray[Any] | None = None,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return a pooled AUC with its bootstrap interval over users, or that of a difference of two AUCs.
+
+    All rows of a user are drawn together: rows of one user are alike, and drawing them one by one
+    would make the interval too narrow.
+
+    Args:
+        scores: Scores, (n,); or (n_runs, n), whose AUCs are averaged (several seeds of one arm).
+        labels: 1 or 0, (n,).
+        users: User of each row, (n,); default: every row is a user of its own.
+        minus: Scores of another arm, in either form, paired with the first on the same draws.
+        level: Coverage of the interval.
+        resamples: Bootstrap resamples; those that hold one label only are left out.
+        seed: Seed.
+    """
+    runs, others = np.atleast_2d(scores), None if minus is None else np.atleast_2d(minus)
+    drawn = _drawn(np.asarray(labels), users, resamples, seed)
+    mean, values = _mean_aucs(runs, labels, drawn)
+    if others is not None:
+        other, other_values = _mean_aucs(others, labels, drawn)
+        mean, values = mean - other, values - other_values
+    known = values[np.isfinite(values)]
+    bounds = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if known.size else (np.nan, np.nan)
+    n = int(np.size(labels) if users is None else np.unique(users).size)
+    return Interval(mean=mean, low=float(bounds[0]), high=float(bounds[1]), level=level, n=n)
+
+
+def _drawn(labels: NDArray[Any], users: NDArray[Any] | None, resamples: int, seed: int) -> DoubleArray:
+    """Return how often each row is drawn, (resamples, n)."""
+    if users is not None and np.shape(users) != labels.shape:
+        raise DataError(f"{labels.size} labels need as many users, not {np.size(users)}.")
+    codes = np.arange(labels.size) if users is None else np.unique(users, return_inverse=True)[1]
+    n_users = int(codes.max(initial=-1)) + 1
+    rng = generator(seed, "evaluation", "auc_interval")
+    counts = rng.multinomial(n_users, np.full(n_users, 1 / max(n_users, 1)), size=resamples)
+    drawn: DoubleArray = counts[:, codes].astype(np.float64)
+    return drawn
+
+
+def _mean_aucs(runs: NDArray[Any], labels: NDArray[Any], drawn: DoubleArray) -> tuple[float, DoubleArray]:
+    """Return the mean AUC over runs, and that of each draw, (resamples,)."""
+    weighted = np.mean([_weighted_aucs(run, labels, drawn) for run in runs], axis=0)
+    return float(np.mean([auc(run, labels) for run in runs])), weighted
+
+
+def _weighted_aucs(scores: NDArray[Any], labels: NDArray[Any], weights: DoubleArray) -> DoubleArray:
+    """Return the AUC under each row of weights, (m,); NaN where a label has no weight."""
+    scores, positive = _checked(scores, labels)
+    order = np.argsort(scores, kind="stable")
+    values = scores[order]
+    starts = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]]))
+    good = np.add.reduceat(weights[:, order] * positive[order], starts, axis=1)
+    bad = np.add.reduceat(weights[:, order] * ~positive[order], starts, axis=1)
+    below = np.cumsum(bad, axis=1) - 0.5 * bad  # ties count half
+    pairs = good.sum(axis=1) * bad.sum(axis=1)
+    wins = (good * below).sum(axis=1)
+    found: DoubleArray = np.divide(wins, pairs, out=np.full(wins.size, np.nan), where=pairs > 0)
+    return found
 
 
 def log_loss(probabilities: NDArray[Any], labels: NDArray[Any]) -> float:
