@@ -9,22 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from frugalrec.errors import ConfigError, DataError, ModelError, require
+from frugalrec.errors import ConfigError, ModelError, require
 from frugalrec.llm import conversion, loading, models
 from frugalrec.llm.batching import token_batches
-from frugalrec.runs import storage_errors
+from frugalrec.llm.vectors import embedded
 from frugalrec.types import FloatArray
-
-log = logging.getLogger(__name__)
 
 Pooling = Literal["mean", "first"]
 
@@ -110,23 +105,13 @@ class SentenceEncoder:
 
     def embed(self, texts: Sequence[str]) -> FloatArray:
         """Return one vector of length one a text, (n, width)."""
-        if isinstance(texts, str):
-            raise DataError("embed takes a list of texts, not one text; put it into a list.")
-        distinct = sorted(set(texts))
-        place = {text: number for number, text in enumerate(distinct)}
-        rows = np.fromiter((place[text] for text in texts), dtype=np.int64, count=len(texts))
-        return self._cached(distinct)[rows]
-
-    def _cached(self, texts: list[str]) -> FloatArray:
-        if self.cache is None or not texts:
-            return self._compute(texts)
-        path = self.cache / f"{_key([self.fingerprint, *texts])}.npz"
-        known = _read(path, (len(texts), self.width))
-        if known is not None:
-            return known
-        vectors = self._compute(texts)
-        _write(path, vectors)
-        return vectors
+        return embedded(
+            texts,
+            self._compute,
+            width=self.width,
+            fingerprint=lambda: self.fingerprint,
+            cache=self.cache,
+        )
 
     def _compute(self, texts: list[str]) -> FloatArray:
         torch = require("torch", "llm")
@@ -175,35 +160,3 @@ def _load(found: Path | str, device: str) -> tuple[Any, Any]:
             f"{str(found)!r} is an encoder-decoder; a text encoder has one stack. Try minilm-l6."
         )
     return network.to(device).eval(), tokenizer
-
-
-def _key(parts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        encoded = part.encode("utf-8", "surrogatepass")
-        digest.update(len(encoded).to_bytes(8, "big"))
-        digest.update(encoded)
-    return digest.hexdigest()
-
-
-def _read(path: Path, shape: tuple[int, int]) -> FloatArray | None:
-    """Return the vectors of a cache file; None where there is none, or it is damaged."""
-    if not path.is_file():
-        return None
-    try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
-            vectors: FloatArray = file["vectors"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("%s is damaged (%s); its vectors are computed again", path, error)
-        return None
-    return vectors if vectors.shape == shape and vectors.dtype == np.float32 else None
-
-
-def _write(path: Path, vectors: FloatArray) -> None:
-    """Write a cache file; a reader sees the whole of it or nothing."""
-    with storage_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        with part.open("wb") as file:
-            np.savez(file, vectors=vectors)
-        os.replace(part, path)
