@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from frugalrec.errors import ConfigError, DataError
-from frugalrec.evaluation.pointwise import auc, auc_interval, log_loss, user_auc
+from frugalrec.evaluation.pointwise import auc, auc_interval, calibration_error, log_loss, user_auc
 from frugalrec.rng import generator
 
 
@@ -127,3 +127,32 @@ def test_difference_of_aucs_is_paired_and_averages_runs():
 def test_interval_of_an_auc_refuses_users_of_another_length():
     with pytest.raises(DataError, match="3 labels need as many users, not 2"):
         auc_interval(np.ones(3), np.array([0, 1, 0]), np.zeros(2))
+
+
+def test_calibration_error_by_hand():
+    # Bins of width 1/2: {0.2, 0.4} with one positive, gap |0.3 - 0.5| over 2 rows; {0.5, 1.0} with
+    # two, gap |0.75 - 1| over 2 rows; 0.5 belongs to the upper bin and 1.0 to the last one.
+    chances, labels = np.array([0.2, 0.4, 0.5, 1.0]), np.array([0, 1, 1, 1])
+    assert calibration_error(chances, labels, bins=2) == pytest.approx((2 * 0.2 + 2 * 0.25) / 4)
+    assert calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
+    assert calibration_error(np.array([0.0, 1.0]), np.array([1, 0])) == 1
+    assert np.isnan(calibration_error(np.array([]), np.array([])))
+    with pytest.raises(DataError, match=r"calibration_error needs probabilities"):
+        calibration_error(np.array([1.5]), np.array([1]))
+    with pytest.raises(ConfigError, match="bins must be at least 1, not 0"):
+        calibration_error(chances, labels, bins=0)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 12))
+@settings(max_examples=30)
+def test_calibration_error_is_the_naive_one(seed, bins):
+    rng = np.random.default_rng(seed)
+    chances, labels = rng.random(50), rng.integers(2, size=50)
+    total = 0.0
+    for number in range(bins):
+        inside = [i for i in range(50) if number <= chances[i] * bins < number + 1]
+        if inside:
+            total += len(inside) / 50 * abs(np.mean(chances[inside]) - np.mean(labels[inside]))
+    assert calibration_error(chances, labels, bins=bins) == pytest.approx(total)
+    order = rng.permutation(50)
+    assert calibration_error(chances[order], labels[order], bins=bins) == pytest.approx(total)

@@ -167,15 +167,41 @@ def log_loss(probabilities: NDArray[Any], labels: NDArray[Any]) -> float:
     Probabilities are kept 1e-15 away from 0 and 1, so that one sure mistake does not make it infinite.
     """
     chances, positive = _checked(probabilities, labels)
-    if chances.size and (chances.min() < 0 or chances.max() > 1):
-        raise DataError(
-            f"log_loss needs probabilities in 0..1; got {chances.min():g}..{chances.max():g}. "
-            f"Turn scores into probabilities first."
-        )
+    _check_probabilities(chances, "log_loss")
     if chances.size == 0:
         return float("nan")
     chances = np.clip(np.where(positive, chances, 1.0 - chances), 1e-15, 1.0)
     return float(-np.log(chances).mean())
+
+
+def calibration_error(probabilities: NDArray[Any], labels: NDArray[Any], *, bins: int = 10) -> float:
+    """Return the expected calibration error, from 0 to 1; NaN without rows.
+
+    Probabilities are sorted into bins of equal width; the error is the mean over rows of the distance, in
+    the row's bin, between the mean probability and the share of positives (Guo et al., ICML 2017).
+
+    Args:
+        probabilities: Of a positive label, (n,), between 0 and 1.
+        labels: 1 or 0, (n,).
+        bins: How many.
+    """
+    chances, positive = _checked(probabilities, labels)
+    if bins < 1:
+        raise ConfigError(f"bins must be at least 1, not {bins}.")
+    _check_probabilities(chances, "calibration_error")
+    if chances.size == 0:
+        return float("nan")
+    bin_of = np.minimum((chances * bins).astype(np.int64), bins - 1)
+    gaps = np.bincount(bin_of, weights=chances - positive, minlength=bins)
+    return float(np.abs(gaps).sum() / chances.size)
+
+
+def _check_probabilities(chances: DoubleArray, name: str) -> None:
+    if chances.size and (chances.min() < 0 or chances.max() > 1):
+        raise DataError(
+            f"{name} needs probabilities in 0..1; got {chances.min():g}..{chances.max():g}. "
+            f"Turn scores into probabilities first."
+        )
 
 
 def _checked(scores: NDArray[Any], labels: NDArray[Any]) -> tuple[DoubleArray, NDArray[np.bool_]]:

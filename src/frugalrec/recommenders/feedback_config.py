@@ -42,15 +42,15 @@ class FeedbackConfig:
     """How evenly the robust part looks at the groups (DROS)."""
     groups: int = 4
     """Groups of rows by how often their target occurs (DROS)."""
-    epochs: int = 30
+    epochs: int = 60
     """The most passes over the rows."""
     batch_size: int = 64
     """Rows an optimisation step sees."""
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     """Step size of AdamW."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW."""
-    patience: int = 5
+    patience: int = 10
     """Stop after this many epochs without a better validation AUC."""
     seed: int = 0
     """Seed of initial values, order and dropout."""
