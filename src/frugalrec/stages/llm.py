@@ -32,6 +32,7 @@ from frugalrec.types import Adapter, Allocation, FloatArray, IntArray, Ranking
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
+    from frugalrec.tuning.base import TrainingRow
 
 ZERO_SHOT, TUNED = "zero-shot", "tuned"
 
@@ -100,17 +101,14 @@ def tune(
     """Tune a LoRA adapter on the kept samples, or return None where tuning is switched off."""
     if not config.tuning.enabled:
         return None
-    from frugalrec.tuning.pointwise import PointwiseConfig, PointwiseTuner, build_rows
+    from frugalrec.tuning.pointwise import PointwiseConfig, PointwiseTuner
 
     section = config.tuning
     prompt = prompt_for(config, data.dataset)
 
     def build(folder: Path, meter: Meter) -> None:
         kept = samples.candidates.take(samples.selection.kept)
-        lists = _negatives(config, data, first, kept)
-        rows = build_rows(
-            kept, data.split.train, lists, prompt, n_negatives=section.negatives, seed=config.seed
-        )
+        rows = training_rows(config, data, first, kept)
         options = section.model_dump(exclude={"enabled", "negatives"})
         tuner = PointwiseTuner(PointwiseConfig(**options, seed=config.seed), answers=prompt.answers)
         adapter = tuner.tune(
@@ -135,6 +133,20 @@ def tune(
     stage = run.stage("tuning", key, build)
     about = load_json(stage.path / "adapter.json")
     return stage, Adapter(path=stage.path / "adapter", base=config.llm.model, **about)
+
+
+def training_rows(config: RunConfig, data: Prepared, first: CheapArm, kept: Examples) -> list[TrainingRow]:
+    """Return the yes/no rows of some samples: the target, and candidates of the cheap model."""
+    from frugalrec.tuning.rows import build_rows
+
+    return build_rows(
+        kept,
+        data.split.train,
+        _negatives(config, data, first, kept),
+        prompt_for(config, data.dataset),
+        n_negatives=config.tuning.negatives,
+        seed=config.seed,
+    )
 
 
 def allocate_users(config: RunConfig, data: Prepared) -> Allocation:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
 from frugalrec.errors import ModelError
-from frugalrec.llm.adapters import WEIGHTS, read_weights
+from frugalrec.llm.adapters import WEIGHTS, read_manifest, read_weights
 from frugalrec.llm.models import sha256_of
 from frugalrec.runs import write_text
 from frugalrec.tuning import integrity, lora
@@ -56,7 +56,8 @@ def adapt(
     Args:
         base: The plain model; it is left as it is.
         plan: Given the copy that will be trained, says what it learns.
-        out: The adapter's folder; a killed call with the same arguments goes on where it was.
+        out: The adapter's folder; a killed call with the same arguments goes on where it was, and a
+            finished one is found finished.
         options: How to train.
         content: JSON-ready: all else that the result depends on, rows included.
         progress: Is told of the steps.
@@ -68,17 +69,19 @@ def adapt(
         raise ModelError(f"{base.model} already carries the adapter {base.adapter}; tune the plain model.")
     started, cpu = time.perf_counter(), time.process_time()
     start = None if options.start is None else read_weights(Path(options.start))
-    checkpoints = _prepared(out, _key(base, options, content))
+    key = _key(base, options, content)
+    if _is_finished(out, key):
+        return _finished(out, base)
+    checkpoints = _prepared(out, key)
     fresh = fresh_copy(base, four_bit=options.method == "qlora")
     chosen = plan(fresh)
-    training = time.perf_counter()
     model, outcome = _trained(fresh.network, chosen, options, start, checkpoints, progress)
-    trained_s = time.perf_counter() - training
     if not is_main():
         wait()
         return _finished(out, base)
     fresh.network = model
-    draft = integrity.write(fresh, out, chosen.task.queries(chosen.items[: integrity.N_PROBES]), base=base)
+    probes = chosen.task.queries(chosen.items[: integrity.N_PROBES])
+    draft = integrity.write(fresh, out, probes, base=base, key=key)
     n_parameters = sum(matrix.numel() for matrix in lora.adapter_weights(model).values())
     del model, fresh  # before the next copy is loaded
     changed = integrity.publish(draft, base)
@@ -95,11 +98,14 @@ def adapt(
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
         # A resumed run has trained only the steps after its checkpoint.
-        "samples_per_second": epochs * chosen.n_rows * (1 - outcome["resumed_at"] / steps) / trained_s,
-        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+        "samples_per_second": epochs
+        * chosen.n_rows
+        * (1 - outcome["resumed_at"] / steps)
+        / outcome["training_seconds"],
+        "versions": _versions(),
     }
-    shutil.rmtree(checkpoints)
     write_text(out / "evidence.json", json.dumps(evidence, indent=1))
+    shutil.rmtree(checkpoints)
     wait()
     return _finished(out, base)
 
@@ -148,11 +154,29 @@ def _finished(out: Path, base: LocalLM) -> Adapter:
     return Adapter(path=out, base=base.model, sha256=sha256_of(out / WEIGHTS), evidence=evidence)
 
 
+def _is_finished(out: Path, key: str) -> bool:
+    """Return whether this very call has left a whole adapter."""
+    if not (out / "evidence.json").is_file():
+        return False
+    try:
+        manifest = read_manifest(out)
+        if manifest is None or manifest.get("key") != key:
+            return False
+        read_weights(out)
+    except ModelError:  # damaged since: it is tuned again
+        return False
+    return True
+
+
 def _key(base: LocalLM, options: TuningOptions, content: Any) -> str:
     start = None if options.start is None else sha256_of(Path(options.start) / WEIGHTS)
     said = {name: value for name, value in asdict(options).items() if name not in ("start", "report_to")}
-    text = json.dumps([base.fingerprint, said, start, content])
+    text = json.dumps([base.fingerprint, said, start, content, _versions()])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "transformers", "peft")}
 
 
 def _prepared(out: Path, key: str) -> Path:

@@ -82,7 +82,7 @@ class Draft:
         return self.folder / ASIDE
 
 
-def write(lm: LocalLM, folder: Path, queries: Sequence[Query], *, base: LocalLM) -> Draft:
+def write(lm: LocalLM, folder: Path, queries: Sequence[Query], *, base: LocalLM, key: str = "") -> Draft:
     """Write the adapter of a trained model aside; `publish` checks it and puts it in place.
 
     Args:
@@ -90,6 +90,7 @@ def write(lm: LocalLM, folder: Path, queries: Sequence[Query], *, base: LocalLM)
         folder: Where the adapter will go; what else lies there stays.
         queries: What to compare by; the first few are kept as probes.
         base: The model that was tuned, plain.
+        key: What identifies the tuning run, for the manifest.
 
     Raises:
         ModelError: If the adapter does nothing, or holds values that are no numbers.
@@ -106,7 +107,7 @@ def write(lm: LocalLM, folder: Path, queries: Sequence[Query], *, base: LocalLM)
             settings.base_model_name_or_path = base.model  # a name, not a place on this machine
         lm.network.save_pretrained(aside, safe_serialization=True, save_embedding_layers=False)
         hashes = {name: sha256_of(aside / name) for name in (CONFIG, WEIGHTS)}
-        manifest = _manifest(lm, base, hashes, probes, answers)
+        manifest = {"key": key, **_manifest(lm, base, hashes, probes, answers)}
         write_text(aside / MANIFEST, json.dumps(manifest, indent=1))
     four_bit = bool(manifest["base"]["four_bit"])
     return Draft(folder=folder, sha256=hashes[WEIGHTS], probes=probes, answers=answers, four_bit=four_bit)
@@ -196,7 +197,7 @@ def verify(adapter: Path, base: LocalLM | None = None) -> Verified:
     adapter = Path(adapter)
     weights, manifest = read_weights(adapter), read_manifest(adapter)
     tuned = _with_base(adapter, manifest, base)
-    probes, wanted = _probes(manifest)
+    probes, wanted = manifest_probes(manifest)
     largest = 0.0
     if manifest is not None and probes:
         exact = tuned.dtype == manifest["base"]["dtype"] == "float32"
@@ -219,23 +220,44 @@ def verify(adapter: Path, base: LocalLM | None = None) -> Verified:
 
 def _with_base(adapter: Path, manifest: dict[str, Any] | None, base: LocalLM | None) -> LocalLM:
     """Load the adapter on a base model: the given one, or the one that it names."""
+    if manifest is not None and manifest["base"]["four_bit"]:
+        return fresh_copy(base or base_of(adapter, "auto", device="cpu"), adapter, four_bit=True)
+    if base is not None:
+        return fresh_copy(base, adapter)
+    return base_of(adapter, "auto" if manifest is None else manifest["base"]["dtype"], adapter_on_top=True)
+
+
+def base_of(adapter: Path, dtype: str, *, device: str = "auto", adapter_on_top: bool = False) -> LocalLM:
+    """Load the base model that an adapter names.
+
+    Args:
+        adapter: The adapter's folder.
+        dtype: See `LocalLM.load`.
+        device: See `LocalLM.load`.
+        adapter_on_top: Load the adapter too.
+
+    Raises:
+        ModelError: If it names none, or there is no such model here.
+    """
     from frugalrec.llm.local import LocalLM
 
-    four_bit = bool(manifest and manifest["base"]["four_bit"])
-    if base is not None:
-        return fresh_copy(base, adapter, four_bit=four_bit)
-    settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    adapter = Path(adapter)
+    if not (adapter / CONFIG).is_file():
+        raise ModelError(f"{adapter} is not an adapter: it has no {CONFIG}.")
+    manifest = read_manifest(adapter)
+    try:
+        settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{adapter / CONFIG} is damaged ({error}); fetch the adapter again.") from None
     name = settings.get("base_model_name_or_path") if manifest is None else manifest["base"]["name"]
     if not name:
-        raise ModelError(f"the adapter {adapter} does not say which base model it needs; name it.")
-    if four_bit:
-        return fresh_copy(LocalLM.load(name, device="cpu"), adapter, four_bit=True)
-    return LocalLM.load(
-        name, adapter=adapter, dtype="auto" if manifest is None else manifest["base"]["dtype"]
-    )
+        raise ModelError(f"the adapter {adapter} does not say which base model it needs; name it with --llm.")
+    top = adapter if adapter_on_top else None
+    return LocalLM.load(name, adapter=top, dtype=dtype, device=device)  # type: ignore[arg-type]
 
 
-def _probes(manifest: dict[str, Any] | None) -> tuple[list[Query], list[FloatArray]]:
+def manifest_probes(manifest: dict[str, Any] | None) -> tuple[list[Query], list[FloatArray]]:
+    """Return the queries of a manifest and what the trained model answered; none without manifest."""
     from frugalrec.llm.scoring import Query
 
     queries, wanted = [], []

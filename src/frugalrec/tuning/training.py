@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -95,6 +96,14 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def join() -> None:
+    """Take this process's own GPU, where `accelerate launch` started several; before a model is loaded."""
+    if processes() > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available())
+
+
 def is_main() -> bool:
     """Return whether this is the process that writes files."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -150,6 +159,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         self.progress, self.folder, self.per_epoch, self.validate = progress, folder, per_epoch, validate
         self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
         self.trainer: Any = None
 
     @property
@@ -168,7 +178,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
             self.history = [e for e in known if e["epoch"] * self.per_epoch <= state.global_step]
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step % self.per_epoch == 0 and (judged := self.validate(unwrapped(model))):
+        if state.global_step % self.per_epoch == 0 and (judged := self._judged(model)):
             self.history.append({"epoch": state.global_step // self.per_epoch, **judged})
             if state.is_world_process_zero:
                 self._keep(model)
@@ -176,6 +186,12 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
                 self.trainer.log({f"validation_{name}": value for name, value in judged.items()})
         if self.progress is not None and state.is_world_process_zero:
             self.progress(state.global_step, state.max_steps)
+
+    def _judged(self, model: Any) -> dict[str, float]:
+        started = time.perf_counter()
+        judged = self.validate(unwrapped(model))
+        self.seconds += time.perf_counter() - started
+        return judged
 
     def _keep(self, model: Any) -> None:
         epoch = int(self.history[-1]["epoch"])
@@ -225,7 +241,8 @@ def train(
         progress: Is told of the steps.
 
     Returns:
-        `loss_curve` ((step, loss) pairs), `validation` (one entry an epoch), `best_epoch`, `resumed_at`.
+        `loss_curve` ((step, loss) pairs), `validation` (one entry an epoch), `best_epoch`, `resumed_at`,
+        and of this process `training_seconds` and `validation_seconds`.
     """
     order = batches([task.length(item) for item in items], items_per_batch, epochs, seed)
     weights = [task.weight(item) for item in items]
@@ -250,7 +267,9 @@ def train(
     # The loss is a mean of shares: the Trainer divides by their number, not by a number of labels.
     trainer.task, trainer.model_accepts_loss_kwargs, reporter.trainer = task, False, trainer
     checkpoint = newest_checkpoint(folder)
+    started = time.perf_counter()
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    seconds = time.perf_counter() - started
     wait()  # for the files of the main process
     if reporter.best is not None:
         load_adapter_weights(model, load_file(reporter.weights_of(reporter.best)))
@@ -259,6 +278,8 @@ def train(
         "validation": reporter.history,
         "best_epoch": reporter.best,
         "resumed_at": 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+        "training_seconds": seconds - reporter.seconds,
+        "validation_seconds": reporter.seconds,
     }
 
 
