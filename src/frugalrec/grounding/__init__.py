@@ -6,15 +6,33 @@ from frugalrec.grounding.base import Grounder
 from frugalrec.grounding.candidates import CandidateReranker
 from frugalrec.grounding.decoding import TrieGrounder
 from frugalrec.grounding.fusion import WeightChoice, choose_weight, fuse
+from frugalrec.grounding.likelihood import TitleLikelihood
+from frugalrec.grounding.nearest import NearestGrounder
+from frugalrec.grounding.reweighting import (
+    GAMMAS,
+    choose_gamma,
+    gamma_ranks,
+    popularity_weights,
+    reweight,
+    score_weights,
+)
 from frugalrec.grounding.trie import TitleTrie, title_trie
 
 __all__ = [
+    "GAMMAS",
     "CandidateReranker",
     "Grounder",
+    "NearestGrounder",
+    "TitleLikelihood",
     "TitleTrie",
     "TrieGrounder",
     "WeightChoice",
+    "choose_gamma",
     "choose_weight",
     "fuse",
+    "gamma_ranks",
+    "popularity_weights",
+    "reweight",
+    "score_weights",
     "title_trie",
 ]
