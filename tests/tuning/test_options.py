@@ -1,0 +1,177 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from frugalrec.errors import ConfigError, MissingExtraError, ModelError
+from frugalrec.llm.next_title import NextTitlePrompt
+from frugalrec.tuning import options
+from frugalrec.tuning.generative import GenerativeConfig, GenerativeTuner
+from frugalrec.tuning.schedule import shares
+
+torch = pytest.importorskip("torch", reason="needs frugalrec[llm]")
+pytest.importorskip("peft", reason="needs frugalrec[llm]")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from frugalrec.llm.local import LocalLM  # noqa: E402
+from frugalrec.testing.tiny_models import tiny_llama, tiny_t5  # noqa: E402
+from frugalrec.tuning import lora  # noqa: E402
+from frugalrec.tuning.instructions import Instruction, InstructionTuner  # noqa: E402
+from frugalrec.tuning.options import TuningOptions  # noqa: E402
+
+PROMPT = NextTitlePrompt(noun="film")
+TITLES = ["Alien", "Heat", "Blade Runner", "The Matrix", "Fox"]
+ROWS = [([TITLES[i % 5], TITLES[(i * 2) % 5]][: 1 + i % 2], TITLES[(i + 1) % 5]) for i in range(11)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return LocalLM.load(tiny_llama(tmp_path_factory.mktemp("llama")), dtype="float32", device="cpu")
+
+
+def tuned(base, out, **given):
+    config = GenerativeConfig(**{"epochs": 2, "learning_rate": 1e-2, "batch_size": 4, "dropout": 0.0} | given)
+    return GenerativeTuner(config, prompt=PROMPT).tune(base, ROWS, ROWS[:3], out)
+
+
+def weights(adapter):
+    return load_file(adapter.path / "adapter_model.safetensors")
+
+
+def test_shares_weigh_as_the_whole_batch():
+    rng = np.random.default_rng(0)
+    values, counts = rng.normal(size=9), rng.integers(1, 5, 9).astype(float)
+    for batch in ([3, 1, 8, 0, 5], [2], [7, 6]):
+        whole = np.average(values[batch], weights=counts[batch])
+        for parts in (1, 2, 3, 7):
+            cut = shares(batch, counts.tolist(), parts)
+            assert len(cut) == parts
+            means = [factor * np.average(values[rows], weights=counts[rows]) for rows, factor in cut]
+            assert np.mean(means) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize(
+    "change", [{"accumulation": 2}, {"accumulation": 3}, {"gradient_checkpointing": True}]
+)
+def test_memory_savers_change_no_number(base, tmp_path, change):
+    # 11 rows in steps of 4: the last step of an epoch has 3 rows, so shares are uneven or empty.
+    whole, saved = tuned(base, tmp_path / "a"), tuned(base, tmp_path / "b", **change)
+    losses = [[loss for _, loss in run.evidence["loss_curve"]] for run in (whole, saved)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    for name, matrix in weights(whole).items():
+        np.testing.assert_allclose(matrix, weights(saved)[name], atol=2e-3)
+
+
+def test_gradient_checkpointing_in_an_encoder_decoder(tmp_path):
+    lm = LocalLM.load(tiny_t5(tmp_path / "m"), dtype="float32", device="cpu")
+    whole = tuned(lm, tmp_path / "a")
+    saved = tuned(lm, tmp_path / "b", gradient_checkpointing=True)
+    assert saved.evidence["loss_curve"][-1][1] == pytest.approx(whole.evidence["loss_curve"][-1][1], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["rslora", "dora"])
+def test_other_kinds_of_lora_are_tuned_and_reload(base, tmp_path, method):
+    adapter = tuned(base, tmp_path, method=method)
+    plain = lora.add_lora(
+        LocalLM.load(base.source, device="cpu").network,
+        rank=8, alpha=16, dropout=0.0, targets="all-linear", seed=0, method=method,
+    )  # fmt: skip
+    layer = plain.base_model.model.model.layers[0].self_attn.q_proj
+    # alpha / rank = 2, alpha / sqrt(rank) = 5.66
+    assert layer.scaling["default"] == pytest.approx(16 / 8**0.5 if method == "rslora" else 2)
+    assert any("magnitude" in name for name in weights(adapter)) == (method == "dora")
+    assert adapter.evidence["reload_difference"] < 1e-5
+
+
+def test_four_bits_without_gpu_name_the_remedy(base, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ModelError, match="needs a CUDA device.*choose method=lora"):
+        tuned(base, tmp_path, method="qlora")
+
+
+def test_unknown_and_missing_trackers_are_told_at_once(monkeypatch):
+    with pytest.raises(ConfigError, match="no tracker 'neptun'; choose from tensorboard, wandb, mlflow"):
+        TuningOptions(report_to=("neptun",))
+    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="pip install wandb"):
+        TuningOptions(report_to=("wandb",))
+
+
+def test_bad_options_name_the_value():
+    for given, message in (
+        ({"layers": 0}, "layers must be at least 1, not 0"),
+        ({"accumulation": 0}, "accumulation must be at least 1, not 0"),
+        ({"method": "lorra"}, "unknown method 'lorra'; choose one of lora, rslora, dora, qlora"),
+        ({"dropout": 1.0}, "below 1, not 1.0"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            TuningOptions(**given)
+
+
+def test_second_stage_starts_where_the_first_ended(base, tmp_path):
+    rows = [Instruction(instruction="Say it twice.", input=t, output=f"{t} {t}") for t in TITLES]
+    config = TuningOptions(epochs=2, learning_rate=1e-2, batch_size=2, rank=4)
+    first = InstructionTuner(config).tune(base, rows, None, tmp_path / "first")
+    assert first.evidence["rows"] == 5 and first.evidence["loss_curve"]
+    still = tuned(base, tmp_path / "still", rank=4, epochs=1, learning_rate=1e-9, start=str(first.path))
+    for name, matrix in weights(first).items():
+        np.testing.assert_allclose(matrix, weights(still)[name], atol=1e-7)
+    with pytest.raises(ModelError, match="has other shapes than the model"):
+        tuned(base, tmp_path / "rank", rank=2, start=str(first.path))
+    with pytest.raises(ModelError, match="no place for"):
+        tuned(base, tmp_path / "layers", rank=4, layers=1, start=str(first.path))
+    with pytest.raises(ModelError, match="is not an adapter"):
+        tuned(base, tmp_path / "none", start=str(tmp_path / "nothing"))
+
+
+def test_finished_call_is_found_finished(base, tmp_path):
+    adapter = tuned(base, tmp_path)
+    written = (tmp_path / "evidence.json").stat().st_mtime_ns
+    assert tuned(base, tmp_path).sha256 == adapter.sha256
+    assert (tmp_path / "evidence.json").stat().st_mtime_ns == written
+    assert tuned(base, tmp_path, seed=1).sha256 != adapter.sha256
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"damaged")
+    assert tuned(base, tmp_path).sha256 == adapter.sha256
+
+
+TWO = """
+import sys
+from frugalrec.llm.local import LocalLM
+from frugalrec.llm.next_title import NextTitlePrompt
+from frugalrec.tuning.training import join
+from frugalrec.tuning.generative import GenerativeConfig, GenerativeTuner
+join()
+base = LocalLM.load(sys.argv[1], dtype="float32", device="cpu")
+titles = ["Alien", "Heat", "Blade Runner", "The Matrix", "Fox"]
+rows = [([titles[i % 5], titles[(i * 2) % 5]][: 1 + i % 2], titles[(i + 1) % 5]) for i in range(11)]
+config = GenerativeConfig(epochs=2, learning_rate=1e-2, batch_size=4, dropout=0.0)
+adapter = GenerativeTuner(config, prompt=NextTitlePrompt(noun="film")).tune(base, rows, rows[:3], __import__("pathlib").Path(sys.argv[2]))
+print(adapter.sha256)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(base, tmp_path):
+    pytest.importorskip("accelerate")
+    (tmp_path / "two.py").write_text(TWO)
+    # What `accelerate launch` starts on several GPUs, here on CPUs.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, str(tmp_path / "two.py"), str(base.source), str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    hashes = result.stdout.split()
+    assert len(hashes) == 2 and len(set(hashes)) == 1
+    one = tuned(base, tmp_path / "one")
+    for name, matrix in weights(one).items():
+        np.testing.assert_allclose(
+            matrix, load_file(tmp_path / "two" / "adapter_model.safetensors")[name], atol=2e-3
+        )
