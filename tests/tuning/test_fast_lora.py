@@ -1,5 +1,6 @@
 import itertools
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,8 +10,13 @@ transformers = pytest.importorskip("transformers", reason="needs frugalrec[llm]"
 peft = pytest.importorskip("peft", reason="needs frugalrec[llm]")
 
 from frugalrec.llm.loading import quiet_peft  # noqa: E402
+from frugalrec.llm.local import LocalLM  # noqa: E402
+from frugalrec.testing.tiny_models import tiny_llama  # noqa: E402
 from frugalrec.tuning import fast_lora as module  # noqa: E402
+from frugalrec.tuning import training  # noqa: E402
+from frugalrec.tuning.base import TrainingRow  # noqa: E402
 from frugalrec.tuning.fast_lora import dropped, fast_lora  # noqa: E402
+from frugalrec.tuning.pointwise import PointwiseConfig, PointwiseTuner  # noqa: E402
 
 SIZES = {
     "vocab_size": 60,
@@ -367,3 +373,17 @@ def test_saved_adapter_is_that_of_peft(tmp_path):
         model.save_pretrained(tmp_path / "inside")
     outside, inside = (tmp_path / side / "adapter_model.safetensors" for side in ("outside", "inside"))
     assert outside.read_bytes() == inside.read_bytes()
+
+
+def test_tuning_computes_the_fast_way_and_learns_the_same(tmp_path, calls, monkeypatch):
+    base = LocalLM.load(tiny_llama(tmp_path / "tiny"), dtype="float32", device="cpu")
+    rows = [TrainingRow(prompt=f"film {n} :", label=n % 3 == 0, group=n) for n in range(8)]
+    tuner = PointwiseTuner(PointwiseConfig(epochs=2, learning_rate=1e-2, batch_size=2, dropout=0.0))
+    fast = tuner.tune(base, rows, None, tmp_path / "fast")
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(training, "fast_lora", nullcontext)
+    plain = tuner.tune(base, rows, None, tmp_path / "plain")
+    assert not calls
+    curves = [np.array(adapter.evidence["loss_curve"])[:, 1] for adapter in (fast, plain)]
+    np.testing.assert_allclose(*curves, rtol=1e-4)

@@ -25,6 +25,7 @@ from frugalrec.llm.batching import token_batches
 from frugalrec.llm.scoring import Query
 from frugalrec.runs import write_text
 from frugalrec.tuning.base import Progress
+from frugalrec.tuning.fast_lora import fast_lora
 from frugalrec.tuning.lora import adapter_weights, load_adapter_weights
 from frugalrec.tuning.schedule import batches, rate, shares
 
@@ -268,7 +269,8 @@ def train(
     trainer.task, trainer.model_accepts_loss_kwargs, reporter.trainer = task, False, trainer
     checkpoint = newest_checkpoint(folder)
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with fast_lora(model):
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started
     wait()  # for the files of the main process
     if reporter.best is not None:
