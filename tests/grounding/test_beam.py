@@ -10,7 +10,7 @@ from frugalrec.grounding.trie import TitleTrie, title_trie
 from frugalrec.llm.local import LocalLM
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.llm.queries import decoder_start
-from frugalrec.testing.tiny_models import tiny_llama, tiny_t5
+from frugalrec.testing.tiny_models import tiny_llama, tiny_qwen, tiny_t5
 
 PROMPT = NextTitlePrompt(noun="film")
 WORDS = ["Alien", "Heat", "Blade Runner", "The Matrix", "film", "fox", "dog", "II", "III", "quick"]
@@ -25,6 +25,7 @@ TITLES = catalogue(60)
 QUESTIONS = [PROMPT.question(catalogue(n, seed=n)) for n in (1, 4, 2, 7, 0, 3)]
 MODELS = {
     "llama": tiny_llama,
+    "qwen": tiny_qwen,
     "llama-start": lambda folder: tiny_llama(folder, seed=3, start=True),
     "t5": tiny_t5,
 }

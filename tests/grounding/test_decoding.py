@@ -6,11 +6,15 @@ import pytest
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError, DataError, ModelError
+from frugalrec.grounding.base import filled
 from frugalrec.grounding.decoding import TrieGrounder
+from frugalrec.grounding.likelihood import TitleLikelihood
+from frugalrec.llm.loading import quiet_peft
 from frugalrec.llm.local import LocalLM
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.testing.tiny_models import tiny_llama, tiny_t5
 from frugalrec.testing.toys import cycle_dataset
+from frugalrec.types import Ranking
 
 PROMPT = NextTitlePrompt(noun="film", window=4)
 DATA = cycle_dataset(n_users=9, n_items=20, length=5)
@@ -101,6 +105,52 @@ def test_a_user_without_history_is_served(lm):
     empty = DATA.where(DATA.rows != 4)
     ranking, _ = grounder(lm).ground(empty, np.array([4]), k=3)
     assert (ranking.items >= 0).all()
+
+
+def test_an_adapter_on_the_network_takes_part(lm, tmp_path):
+    peft = pytest.importorskip("peft")
+    family = "SEQ_2_SEQ_LM" if lm.is_encoder_decoder else "CAUSAL_LM"
+    config = peft.LoraConfig(r=2, target_modules="all-linear", task_type=family, init_lora_weights=False)
+    folder = (tiny_t5 if lm.is_encoder_decoder else tiny_llama)(tmp_path / "base")
+    with quiet_peft():
+        peft.get_peft_model(LocalLM.load(folder).network, config).save_pretrained(str(tmp_path / "tuned"))
+    tuned = LocalLM.load(folder, adapter=tmp_path / "tuned")
+    ranking, _ = grounder(tuned).ground(DATA, USERS, k=20, seen="include")
+    plain, _ = grounder(lm).ground(DATA, USERS, k=20, seen="include")
+    scores, _ = TitleLikelihood(tuned, PROMPT).score(DATA, ranking, TITLES)
+    np.testing.assert_allclose(ranking.scores, scores, atol=1e-4)
+    assert np.abs(ranking.scores - plain.scores).max() > 0.1
+
+
+def test_half_precision_keeps_titles_apart(tmp_path):
+    folder = tiny_llama(tmp_path)
+    half, full = LocalLM.load(folder, dtype="bfloat16"), LocalLM.load(folder, dtype="float32")
+    found, _ = grounder(half).ground(DATA, USERS, k=20, seen="include")
+    whole, _ = TitleLikelihood(full, PROMPT).score(DATA, found, TITLES)
+    assert (np.sort(found.items, axis=1) == np.arange(20)).all()
+    assert np.abs(found.scores - whole).mean() < 0.02 * np.abs(whole).mean()
+    names = [len({TITLES[item] for item in row}) for row in found.items]
+    assert [len(set(row.tolist())) for row in found.scores] == names  # only namesakes tie
+
+
+def test_empty_places_are_filled_from_other_lists():
+    ranking = Ranking(
+        users=np.array([3, 1, 2], dtype=np.int32),
+        items=np.array([[5, 2, -1, -1], [-1] * 4, [1, 2, 3, 4]], dtype=np.int32),
+        scores=np.array([[-1.0, -4.0, -np.inf, -np.inf], [-np.inf] * 4, [4, 3, 2, 1]], dtype=np.float32),
+    )
+    other = Ranking(
+        users=ranking.users,
+        items=np.array([[2, 7, 5], [9, 8, -1], [6, 7, 8]], dtype=np.int32),
+        scores=np.zeros((3, 3), dtype=np.float32),
+    )
+    found = filled(ranking, other)
+    np.testing.assert_array_equal(found.items, [[5, 2, 7, -1], [9, 8, -1, -1], [1, 2, 3, 4]])
+    np.testing.assert_array_equal(found.scores[0], [-1, -4, -5, -np.inf])
+    np.testing.assert_array_equal(found.scores[1], [-1, -2, -np.inf, -np.inf])
+    np.testing.assert_array_equal(found.scores[2], ranking.scores[2])
+    with pytest.raises(DataError, match="for the same users in the same order"):
+        filled(ranking, other.take(np.array([1, 0, 2])))
 
 
 def test_the_trie_is_built_once_a_catalogue(lm):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frugalrec.grounding.base import Grounder
+from frugalrec.grounding.base import Grounder, filled
 from frugalrec.grounding.candidates import CandidateReranker
 from frugalrec.grounding.decoding import TrieGrounder
 from frugalrec.grounding.fusion import WeightChoice, choose_weight, fuse
@@ -29,6 +29,7 @@ __all__ = [
     "WeightChoice",
     "choose_gamma",
     "choose_weight",
+    "filled",
     "fuse",
     "gamma_ranks",
     "popularity_weights",

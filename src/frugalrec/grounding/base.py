@@ -13,7 +13,7 @@ from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.ledger import Usage
 from frugalrec.recommenders.base import Seen
-from frugalrec.types import IntArray, Ranking
+from frugalrec.types import PAD, IntArray, Ranking
 
 Progress = Callable[[int, int], None]
 """Called with (users done, users in all)."""
@@ -57,6 +57,29 @@ class Grounder(ABC):
             raise ConfigError(f"seen must be exclude or include, not {seen!r}.")
         codes = checked_users(users, histories)
         return self._ground(histories, codes, k, seen, progress or (lambda done, n: None))
+
+
+def filled(ranking: Ranking, other: Ranking) -> Ranking:
+    """Fill the empty places of lists with another way's items, in their order, none twice.
+
+    Args:
+        ranking: Lists, padded with -1 where they were too short.
+        other: Lists for the same users.
+
+    Returns:
+        Lists of the length of `ranking`; its own scores, and below them 1 less a place.
+    """
+    if not np.array_equal(ranking.users, other.users):
+        raise DataError("lists can only be filled from lists for the same users in the same order.")
+    items, scores = ranking.items.copy(), ranking.scores.copy()
+    for row in np.flatnonzero((items == PAD).any(axis=1)):
+        own = items[row][items[row] != PAD]
+        more = other.items[row][(other.items[row] != PAD) & ~np.isin(other.items[row], own)]
+        places = slice(own.size, min(own.size + more.size, ranking.k))
+        n = places.stop - places.start
+        items[row, places] = more[:n]
+        scores[row, places] = (scores[row, own.size - 1] if own.size else 0.0) - np.arange(1, n + 1)
+    return Ranking(users=ranking.users, items=items, scores=scores)
 
 
 def checked_users(users: NDArray[Any], histories: Dataset) -> IntArray:
