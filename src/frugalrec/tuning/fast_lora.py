@@ -2,15 +2,15 @@
 
 A LoRA layer computes y = W x + s B A D(x), with D the dropout. PEFT does it in nine tensor operations,
 each with a result of its own, and autograd keeps most of them. Here it is one autograd function: the
-base product, a low-rank product added in place, and in the backward pass the same in reverse; only the
-layer's input and the rank-r states are kept. No second copy of a weight is made: to merge W + s B A on
-the fly was measured to be no faster, since the low-rank products are needed for the gradients anyway.
+base product, a low-rank product added in place, and in the backward pass the same in reverse; only D(x)
+and the rank-r states are kept. No weight is copied: to merge W + s B A on the fly was measured to be no
+faster, since the low-rank products are needed for the gradients anyway.
 
-Dropout is most of what a plain step loses. PyTorch draws one number for each element, on one thread,
-for each layer: with all linear layers tuned that takes longer than the network's forward pass on a
-machine with bf16 matrix units. The gaps between dropped elements are geometric, so drawing the gaps
-gives the same distribution with 20 times fewer draws at p = 0.05. The draws are others than PEFT's, as
-with another seed.
+Dropout is most of what a plain step loses. PyTorch draws one number for each element that a LoRA layer
+reads, on one thread however many there are: with all linear layers of a 135M model tuned, 30 million
+draws for 200 tokens, about a quarter of a second. The gaps between dropped elements are geometric, so
+drawing the gaps gives the same distribution with 20 times fewer draws at p = 0.05. The draws are others
+than PEFT's, as with another seed; with no dropout the results are the same up to rounding.
 
 What is not a plain LoRA layer (DoRA and other variants, several active adapters, biases in the
 adapter, merged weights, quantised or tuned base weights, hooks, autocast, GPUs) runs PEFT's own code.
