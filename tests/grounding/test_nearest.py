@@ -12,6 +12,7 @@ from frugalrec.grounding.neighbours import ApproximateIndex, all_distances, prep
 from frugalrec.grounding.reweighting import reweight, score_weights
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.testing.fake_llm import FakeLLM
+from frugalrec.testing.grounding_contract import GrounderContract
 from frugalrec.testing.toys import cycle_dataset
 
 PROMPT = NextTitlePrompt(noun="film", window=3)
@@ -112,6 +113,14 @@ def test_neither_batches_nor_the_order_of_users_or_items_matter():
     clean = [" ".join(title.split()) for title in TITLES]
     for one, other in zip(whole.items, moved.items, strict=True):
         assert [clean[i] for i in one] == [clean[back[i]] for i in other]
+
+
+class TestNearestContract(GrounderContract):
+    def dataset(self):
+        return DATA
+
+    def make(self):
+        return grounder()
 
 
 def test_seen_items_are_left_out_and_short_lists_padded():

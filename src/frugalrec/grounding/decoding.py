@@ -26,6 +26,10 @@ Prior = NDArray[Any] | Callable[[IntArray], NDArray[Any]]
 """What to add to the log-probability of items: (n_items,), or user codes (b,) -> (b, n_items)."""
 
 
+COLUMNS = 10
+"""Tokens that a beam appends to the cache, roughly: what batches are made by."""
+
+
 class TrieGrounder(Grounder):
     """Lists the titles that the model finds likeliest, by beam search over a trie of all titles.
 
@@ -77,7 +81,8 @@ class TrieGrounder(Grounder):
             prompts = self._prompts(histories, users, trie)
             tensors = TrieTensors(trie, self.lm.network.device)
             done = 0
-            for batch in token_batches([len(p) for p in prompts], self.lm.max_batch_tokens):
+            held = [len(p) + COLUMNS * self.beams for p in prompts]
+            for batch in token_batches(held, self.lm.max_batch_tokens):
                 values = self._values(histories, users[batch], seen)
                 of_titles = None if values is None else trie.title_values(values)
                 titles, found, usage = search(
