@@ -101,6 +101,25 @@ def test_unknown_and_missing_trackers_are_told_at_once(monkeypatch):
         TuningOptions(report_to=("wandb",))
 
 
+def test_trackers_are_told_every_loss(base, tmp_path, monkeypatch):
+    import transformers
+    from transformers.integrations import integration_utils
+
+    told = []
+
+    class Tracker(transformers.TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            told.append((state.global_step, dict(logs)))
+
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", Tracker)
+    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: True)
+    adapter = tuned(base, tmp_path, report_to=("tensorboard",))
+    losses = [[step, logs["loss"]] for step, logs in told if "loss" in logs]
+    assert losses == adapter.evidence["loss_curve"] and len(losses) == 6  # 11 rows, 4 a step, 2 epochs
+    judged = {step: logs["validation_loss"] for step, logs in told if "validation_loss" in logs}
+    assert judged == {3 * e["epoch"]: e["loss"] for e in adapter.evidence["validation"]}
+
+
 def test_bad_options_name_the_value():
     for given, message in (
         ({"layers": 0}, "layers must be at least 1, not 0"),

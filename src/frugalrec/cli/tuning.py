@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -114,9 +115,12 @@ def tune(
         report_to=tuple(report_to or ()),
         seed=seed,
     )
-    quiet = as_json and not sys.stderr.isatty()
+    speaks = os.environ.get("RANK", "0") == "0"  # one of several that accelerate launch may have started
+    quiet = not speaks or (as_json and not sys.stderr.isatty())
     with nullcontext() if quiet else StageBars() as bars:
         facts = tune_adapter(request, bars)
+    if not speaks:
+        return
     if as_json:
         options.show_json(facts)
         return

@@ -129,7 +129,9 @@ class LocalLM(LanguageModel):
         else:
             parts["hub"] = [self.model, getattr(self.network.config, "_commit_hash", None)]
         if self.adapter is not None:
-            parts["adapter"] = loading.folder_hashes(Path(self.adapter))
+            # Its evidence, which holds times, does not change what it answers.
+            hashes = loading.folder_hashes(Path(self.adapter))
+            parts["adapter"] = {n: hashes[n] for n in (adapters.CONFIG, adapters.WEIGHTS) if n in hashes}
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -12,7 +12,8 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -184,7 +185,9 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
             if state.is_world_process_zero:
                 self._keep(model)
             if args.report_to:
+                log_too = control.should_log
                 self.trainer.log({f"validation_{name}": value for name, value in judged.items()})
+                control.should_log = log_too  # the step's own loss is still to come
         if self.progress is not None and state.is_world_process_zero:
             self.progress(state.global_step, state.max_steps)
 
@@ -257,13 +260,14 @@ def train(
         return task.judge(current, validation) if validation else {}
 
     reporter = _Reporter(progress, folder, len(order) // epochs, validate)
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(model, folder, len(order), learning_rate, accumulation, report_to, seed),
-        train_dataset=parts,
-        data_collator=collator,
-        callbacks=[reporter],
-    )
+    with _logs_beside(folder):
+        trainer = _Trainer(
+            model=model,
+            args=_arguments(model, folder, len(order), learning_rate, accumulation, report_to, seed),
+            train_dataset=parts,
+            data_collator=collator,
+            callbacks=[reporter],
+        )
     trainer.remove_callback(PrinterCallback)
     # The loss is a mean of shares: the Trainer divides by their number, not by a number of labels.
     trainer.task, trainer.model_accepts_loss_kwargs, reporter.trainer = task, False, trainer
@@ -283,6 +287,19 @@ def train(
         "training_seconds": seconds - reporter.seconds,
         "validation_seconds": reporter.seconds,
     }
+
+
+@contextmanager
+def _logs_beside(folder: Path) -> Iterator[None]:
+    """Let TensorBoard write beside the checkpoints, which are removed in the end, not among them."""
+    name = "TENSORBOARD_LOGGING_DIR"
+    own = os.environ.get(name)
+    os.environ.setdefault(name, str(folder.parent / "tensorboard"))
+    try:
+        yield
+    finally:
+        if own is None:
+            del os.environ[name]
 
 
 def _arguments(

@@ -1,0 +1,129 @@
+"""The commands tune and adapter, on tiny models."""
+
+import json
+import sys
+
+import pytest
+
+pytest.importorskip("peft", reason="needs frugalrec[llm]")
+
+from frugalrec.cli import main
+from frugalrec.testing.tiny_models import tiny_llama, tiny_t5
+
+TITLES = ["Alien (1979)", "Heat (1995)", "Blade Runner (1982)", "The Matrix (1999)", "Fox (2001)"]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["frugalrec", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+            sys.exit(0)
+        printed = capsys.readouterr()
+        return int(stop.value.code or 0), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("llama"), max_position_embeddings=2048)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """A prompt file as TALLRec's; Yes where the target's number is even."""
+    rows = [
+        {
+            "instruction": "Given the user's preference and unpreference, identify whether ...",
+            "input": f'User Preference: "{TITLES[i % 5]}", "{TITLES[(i + 1) % 5]}"\nUser Unpreference: '
+            f'"{TITLES[(i + 2) % 5]}"\nWhether the user will like the target movie "{TITLES[(i * 3) % 5]}"?',
+            "output": "Yes." if i % 2 == 0 else "No.",
+        }
+        for i in range(24)
+    ]
+    path = tmp_path_factory.mktemp("prompts") / "train.json"
+    path.write_text(json.dumps(rows, indent=4))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alpaca(tmp_path_factory):
+    rows = [{"instruction": "Repeat.", "input": t if i else "", "output": t} for i, t in enumerate(TITLES)]
+    path = tmp_path_factory.mktemp("alpaca") / "alpaca.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def test_yes_no_rows_with_a_first_stage(command, model, prompts, alpaca, tmp_path):
+    code, out, err = command(
+        *("tune", prompts, "--llm", model, "--shots", 8, "--balanced", "--validation-rows", 6),
+        *("--style", "plain", "--instruct", alpaca, "--instruct-rows", 4, "--set", "instruct.epochs=1"),
+        *("--set", "epochs=2", "--set", "rank=2", "--set", "target_modules=[q_proj, v_proj]"),
+        *("--out", tmp_path / "a", "--dtype", "float32", "--json"),
+    )
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["rows"] == 8 and facts["validation_rows"] == 6 and facts["prompt"]["noun"] == "movie"
+    assert [entry["epoch"] for entry in facts["validation"]] == [1, 2]
+    evidence = json.loads((tmp_path / "a" / "evidence.json").read_text())
+    first = json.loads((tmp_path / "a" / "instruct" / "evidence.json").read_text())
+    assert first["rows"] == 4 and first["config"]["epochs"] == 1 and first["config"]["rank"] == 2
+    assert evidence["config"]["start"] == str(tmp_path / "a" / "instruct")
+    assert facts["first_stage"]["sha256"] != facts["sha256"]
+    assert json.loads((tmp_path / "a" / "tune.json").read_text()) == facts
+    # The same call again finds both stages finished.
+    written = (tmp_path / "a" / "adapter_model.safetensors").stat().st_mtime_ns
+    code, out, _ = command(
+        *("tune", prompts, "--llm", model, "--shots", 8, "--balanced", "--validation-rows", 6),
+        *("--style", "plain", "--instruct", alpaca, "--instruct-rows", 4, "--set", "instruct.epochs=1"),
+        *("--set", "epochs=2", "--set", "rank=2", "--set", "target_modules=[q_proj, v_proj]"),
+        *("--out", tmp_path / "a", "--dtype", "float32", "--json"),
+    )
+    assert code == 0 and json.loads(out) == facts
+    assert (tmp_path / "a" / "adapter_model.safetensors").stat().st_mtime_ns == written
+
+
+def test_next_titles_of_a_data_set_then_verify_merge_and_export(command, tmp_path):
+    model = tiny_t5(tmp_path / "t5")
+    code, out, err = command(
+        *("tune", "film-club", "--task", "next-title", "--llm", model, "--shots", 6),
+        *("--validation-rows", 4, "--set", "epochs=1", "--out", tmp_path / "a", "--dtype", "float32"),
+    )
+    assert code == 0 and "tuned on 6 rows" in out and "epoch 1 chosen on validation" in out, err
+    code, out, err = command("adapter", "verify", tmp_path / "a")
+    assert code == 0 and "is whole" in out and "4 probes" in out, err
+    code, out, err = command("adapter", "merge", tmp_path / "a", "--out", tmp_path / "m", "--json")
+    assert code == 0 and json.loads(out)["difference"] < 1e-4, err
+    assert (tmp_path / "m" / "model.safetensors").is_file()
+    code, out, err = command("adapter", "export", tmp_path / "a", "--out", tmp_path / "a.zip")
+    assert code == 0 and "adapter_model.safetensors" in out, err
+    (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"damaged")
+    code, out, err = command("adapter", "verify", tmp_path / "a", "--json")
+    assert code == 2 and "differs from what was written" in err
+
+
+def test_bad_input_says_what_and_how_to_mend_it(command, model, prompts, tmp_path):
+    tune = ("tune", prompts, "--llm", model, "--out", tmp_path / "x")
+    for arguments, message in (
+        ((*tune, "--task", "rank"), "unknown task 'rank'; choose one of yes-no, next-title"),
+        ((*tune, "--set", "epoch=3"), "no field 'epoch'; choose from"),
+        ((*tune, "--set", "epochs=many"), "a value of the wrong kind"),
+        ((*tune, "--set", "instruct.epochs=1"), "give --instruct FILE"),
+        ((*tune, "--instruct", tmp_path / "none.json"), "there is no file"),
+        ((*tune, "--shots", 25), "cannot draw 25 shots from 24 rows"),
+        ((*tune, "--shots", 24, "--validation-rows", 1), "cannot draw 1 validation rows from 0"),
+        ((*tune, "--style", "rhyme"), "unknown prompt style 'rhyme'"),
+        ((*tune, "--report-to", "neptun"), "no tracker 'neptun'"),
+        (("tune", "film-club", "--task", "next-title", "--balanced"), "about yes/no rows"),
+        (("adapter", "verify", tmp_path / "nothing"), "is not an adapter"),
+    ):
+        code, _, err = command(*arguments)
+        assert code == 2 and message in err, (arguments, err)
+    assert not (tmp_path / "x").exists()
+    (tmp_path / "half.json").write_text('[{"instruction": "a", "output": ""}]')
+    code, _, err = command(*tune, "--instruct", tmp_path / "half.json")
+    assert code == 2 and "row 1: expected an object with texts" in err
