@@ -127,3 +127,41 @@ def test_bad_input_says_what_and_how_to_mend_it(command, model, prompts, tmp_pat
     (tmp_path / "half.json").write_text('[{"instruction": "a", "output": ""}]')
     code, _, err = command(*tune, "--instruct", tmp_path / "half.json")
     assert code == 2 and "row 1: expected an object with texts" in err
+
+
+RUN = """
+data: {members: 30}
+recommenders: {names: [popularity, markov], depth: 20}
+selection: {scorer: random, budget: 6, window: 4}
+tuning: {epochs: 1, rank: 2, negatives: 2, batch_size: 6}
+llm: {dtype: float32, candidates: 5, calibration_users: 4}
+allocation: {budget_users: 4}
+evaluation: {resamples: 100}
+"""
+
+
+@pytest.mark.slow
+def test_samples_of_a_finished_run(command, model, tmp_path):
+    (tmp_path / "run.yaml").write_text(RUN)
+    code, _, err = command(
+        *("run", "film-club", "--config", tmp_path / "run.yaml", "--llm", model, "--out", tmp_path / "r"),
+        "--json",
+    )
+    assert code == 0, err
+    tune = ("tune", tmp_path / "r", "--llm", model, "--dtype", "float32", "--json")
+    # As the run itself tunes: the same rows, options and seed give the same adapter.
+    code, out, err = command(
+        *(*tune, "--out", tmp_path / "a", "--set", "epochs=1", "--set", "rank=2", "--set", "batch_size=6")
+    )
+    assert code == 0, err
+    own = json.loads((tmp_path / "r" / "tuning" / "adapter.json").read_text())
+    assert json.loads(out)["rows"] == own["evidence"]["rows"] == 18
+    assert json.loads(out)["sha256"] == own["sha256"]
+    code, out, err = command(
+        *(*tune, "--task", "next-title", "--shots", 4, "--validation-rows", 3, "--out", tmp_path / "b")
+    )
+    assert code == 0, err
+    facts = json.loads(out)
+    assert facts["rows"] == 4 and facts["validation_rows"] == 3 and facts["prompt"]["noun"] == "film"
+    code, _, err = command(*tune, "--validation-rows", 3, "--out", tmp_path / "c")
+    assert code == 2 and "its valid fold chooses the fusion weight" in err
