@@ -9,10 +9,9 @@ of a text encoder (theirs: BERT, four recurrent layers of width 1,024; here both
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,17 +22,10 @@ from frugalrec.errors import ConfigError, DataError, NotFittedError
 from frugalrec.evaluation.pointwise import auc
 from frugalrec.recommenders.feedback_config import FEEDBACK_MODELS, FeedbackConfig, architecture
 from frugalrec.recommenders.feedback_network import FeedbackNetwork, pointwise_loss, robust_group_loss
-from frugalrec.recommenders.feedback_rows import UNKNOWN, EncodedRows, encode, title_codes
+from frugalrec.recommenders.feedback_rows import UNKNOWN, EncodedRows, TextEmbedder, encode, title_codes
 from frugalrec.recommenders.training import Schedule, torch_session, train_network
 from frugalrec.rng import derive_seed
 from frugalrec.types import FloatArray, LongArray
-
-
-class TextEmbedder(Protocol):
-    """Turns texts into vectors; `frugalrec.llm.encoders.SentenceEncoder` is one."""
-
-    def embed(self, texts: Sequence[str]) -> FloatArray:
-        """Return one vector a text, (n, width)."""
 
 
 @dataclass(eq=False, repr=False)

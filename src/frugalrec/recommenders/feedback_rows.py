@@ -7,8 +7,9 @@ interleaving has it on average, and what a row becomes depends on that row alone
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,13 @@ UNKNOWN = 0
 """Code of every title that is not in the vocabulary."""
 NEUTRAL = 0.5
 """Feedback where there is none: padding, and the unknown title that stands for an empty history."""
+
+
+class TextEmbedder(Protocol):
+    """Turns texts into vectors; `frugalrec.llm.encoders.SentenceEncoder` is one."""
+
+    def embed(self, texts: Sequence[str]) -> FloatArray:
+        """Return one vector a text, (n, width)."""
 
 
 @dataclass(frozen=True, kw_only=True)

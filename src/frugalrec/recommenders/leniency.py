@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from frugalrec.data.likes import ratings
 from frugalrec.data.readers.tallrec import PointwiseRows
 from frugalrec.errors import ConfigError, DataError, NotFittedError
-from frugalrec.recommenders.feedback import TextEmbedder
+from frugalrec.recommenders.feedback_rows import TextEmbedder
 from frugalrec.types import BoolArray, DoubleArray
 
 OVERALL_VARIANCE = 100.0
