@@ -18,6 +18,7 @@ from frugalrec.llm.models import sha256_of
 from frugalrec.runs import write_text
 from frugalrec.tuning import integrity, lora
 from frugalrec.tuning.base import Progress
+from frugalrec.tuning.kept_states import keep_states
 from frugalrec.tuning.options import TuningOptions
 from frugalrec.tuning.reload import fresh_copy
 from frugalrec.tuning.training import Item, Task, is_main, train, wait
@@ -132,9 +133,14 @@ def _trained(
         lora.start_from(model, start, Path(str(options.start)))
     if options.gradient_checkpointing:
         lora.recompute_layers(model)
+    started = time.perf_counter()
+    task = plan.task
+    if options.layers is not None and not options.gradient_checkpointing:
+        task = keep_states(task, model, options.layers, plan.items, plan.validation)
+    reading_s = time.perf_counter() - started
     outcome = train(
         model,
-        plan.task,
+        task,
         plan.items,
         plan.validation,
         checkpoints,
@@ -146,6 +152,7 @@ def _trained(
         report_to=options.report_to,
         progress=progress,
     )
+    outcome["training_seconds"] += reading_s
     return model, outcome
 
 

@@ -66,12 +66,11 @@ def add_lora(
             ) from error
 
 
-def top_layers(network: Any, layers: int) -> list[Any]:
-    """Return the top layers of a network (an encoder-decoder: of its decoder), lowest first.
+def layer_list(network: Any) -> Any:
+    """Return the list of a network's layers (an encoder-decoder: of its decoder), lowest first.
 
     Raises:
-        ConfigError: If it has fewer.
-        ModelError: If its layers cannot be found.
+        ModelError: If it cannot be found.
     """
     config = network.config.get_text_config()
     stack, count = network, int(config.num_hidden_layers)
@@ -79,12 +78,25 @@ def top_layers(network: Any, layers: int) -> list[Any]:
         stack = network.get_decoder()
         own = (getattr(config, name, None) for name in ("num_decoder_layers", "decoder_layers"))
         count = next((int(n) for n in own if n), count)
-    if not 1 <= layers <= count:
-        raise ConfigError(f"the network has {count} layers; tune 1 to {count} of them, not {layers}.")
     for module in stack.modules():  # outer lists come first
         if isinstance(module, torch.nn.ModuleList) and len(module) == count:
-            return list(module)[count - layers :]
+            return module
     raise ModelError(f"the network has no list of {count} layers; leave layers unset to tune all of it.")
+
+
+def top_layers(network: Any, layers: int) -> list[Any]:
+    """Return the top layers of a network, lowest first.
+
+    Raises:
+        ConfigError: If it has fewer.
+        ModelError: If its layers cannot be found.
+    """
+    found = list(layer_list(network))
+    if not 1 <= layers <= len(found):
+        raise ConfigError(
+            f"the network has {len(found)} layers; tune 1 to {len(found)} of them, not {layers}."
+        )
+    return found[len(found) - layers :]
 
 
 def top_targets(network: Any, layers: int, targets: str | Sequence[str] = ALL_LINEAR) -> list[str]:

@@ -35,7 +35,8 @@ class TuningOptions:
     target_modules: str | tuple[str, ...] = "all-linear"
     """Which layers get LoRA matrices, in PEFT's words."""
     layers: int | None = None
-    """Tune the top layers only (an encoder-decoder: the decoder's); nothing below them is differentiated."""
+    """Tune the top layers only (an encoder-decoder: the decoder's); nothing below them is differentiated,
+    and a causal network's rows are read by what is below once, not in each epoch."""
     method: Method = "lora"
     """`rslora` scales by the root of the rank, `dora` tunes lengths and directions apart, `qlora` keeps
     the base in 4 bits (CUDA and bitsandbytes)."""
