@@ -137,6 +137,13 @@ def test_what_is_no_encoder_is_refused(folder, tmp_path):
         load(folder, max_length=0)
 
 
+def test_an_encoder_is_no_language_model(folder):
+    from frugalrec.llm.local import LocalLM
+
+    with pytest.raises(ModelError, match=r"no language model: its weights lack .*text encoder"):
+        LocalLM.load(folder, device="cpu")
+
+
 @pytest.fixture(scope="module")
 def minilm():
     try:
