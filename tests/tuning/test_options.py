@@ -21,6 +21,7 @@ from frugalrec.testing.tiny_models import tiny_llama, tiny_t5  # noqa: E402
 from frugalrec.tuning import lora  # noqa: E402
 from frugalrec.tuning.instructions import Instruction, InstructionTuner  # noqa: E402
 from frugalrec.tuning.options import TuningOptions  # noqa: E402
+from frugalrec.tuning.reload import check_four_bit  # noqa: E402
 
 PROMPT = NextTitlePrompt(noun="film")
 TITLES = ["Alien", "Heat", "Blade Runner", "The Matrix", "Fox"]
@@ -91,6 +92,13 @@ def test_four_bits_without_gpu_name_the_remedy(base, tmp_path):
         pytest.skip("there is a GPU here")
     with pytest.raises(ModelError, match="needs a CUDA device.*choose method=lora"):
         tuned(base, tmp_path, method="qlora")
+
+
+def test_four_bits_without_their_package_name_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(options.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="pip install bitsandbytes"):
+        check_four_bit()
 
 
 def test_unknown_and_missing_trackers_are_told_at_once(monkeypatch):

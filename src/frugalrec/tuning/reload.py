@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from frugalrec.errors import ModelError, require
+from frugalrec.errors import MissingExtraError, ModelError, require
 from frugalrec.types import FloatArray
 
 if TYPE_CHECKING:
@@ -63,7 +64,10 @@ def check_four_bit() -> None:
             "qlora keeps the base model in 4 bits, which needs a CUDA device, and there is none here; "
             "choose method=lora (with layers=4 or gradient_checkpointing=true where memory is short)."
         )
-    require("bitsandbytes", "qlora")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError(
+            "qlora needs a package that is not installed. Install it with: pip install bitsandbytes"
+        )
 
 
 def log_probabilities(lm: LocalLM, queries: Sequence[Query]) -> list[FloatArray]:
