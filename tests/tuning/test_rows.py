@@ -5,7 +5,7 @@ from frugalrec.data.examples import examples
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.llm.prompts import RerankPrompt
 from frugalrec.testing.toys import cycle_dataset
-from frugalrec.tuning.rows import build_rows
+from frugalrec.tuning.rows import build_rows, few_shots
 
 DATA = cycle_dataset(n_users=8, n_items=30, length=6)
 PROMPT = RerankPrompt(noun="film", window=3)
@@ -59,3 +59,30 @@ def test_bad_input_names_the_value():
         build_rows(EXAMPLES, DATA, LISTS[:2], PROMPT)
     with pytest.raises(ConfigError, match="not -1"):
         build_rows(EXAMPLES, DATA, LISTS, PROMPT, n_negatives=-1)
+
+
+def test_few_shots_are_drawn_balanced_or_plainly():
+    labels = np.array([True] * 6 + [False] * 30)
+    for k in (1, 2, 7, 12):
+        balanced = few_shots(labels, k, seed=3, balanced=True)
+        assert balanced.size == len(set(balanced.tolist())) == k
+        assert labels[balanced].sum() == k - k // 2  # one more Yes where k is odd
+        plain = few_shots(labels, k, seed=3, balanced=False)
+        assert plain.size == len(set(plain.tolist())) == k
+        # more shots include the fewer, and another seed draws others
+        for kind, drawn in ((True, balanced), (False, plain)):
+            assert set(drawn) <= set(few_shots(labels, 12, seed=3, balanced=kind))
+    assert (
+        few_shots(labels, 12, seed=3, balanced=False).tolist()
+        != few_shots(labels, 12, seed=4, balanced=False).tolist()
+    )
+    shares = [labels[few_shots(labels, 12, seed=s, balanced=False)].mean() for s in range(200)]
+    assert np.mean(shares) == pytest.approx(6 / 36, abs=0.03)  # as the rows come
+
+
+def test_too_few_rows_for_the_shots_name_the_number():
+    labels = np.array([True, False, False])
+    with pytest.raises(DataError, match="cannot draw 4 shots from 3 rows"):
+        few_shots(labels, 4, seed=0, balanced=False)
+    with pytest.raises(DataError, match="needs 2 rows with the answer Yes, and there are 1"):
+        few_shots(labels, 3, seed=0, balanced=True)
