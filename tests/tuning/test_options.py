@@ -169,7 +169,7 @@ TWO = """
 import sys
 from frugalrec.llm.local import LocalLM
 from frugalrec.llm.next_title import NextTitlePrompt
-from frugalrec.tuning.training import join
+from frugalrec.tuning.processes import join
 from frugalrec.tuning.generative import GenerativeConfig, GenerativeTuner
 join()
 base = LocalLM.load(sys.argv[1], dtype="float32", device="cpu")

@@ -98,7 +98,7 @@ def tune_adapter(request: TuneRequest, observer: Observer | None = None) -> dict
         ModelError: If the model cannot be tuned, or the adapter does not pass its checks.
     """
     from frugalrec.tuning.instructions import read_instructions
-    from frugalrec.tuning.training import is_main, join
+    from frugalrec.tuning.processes import is_main, join
 
     watcher = observer or Observer()
     config = _config(request, first=False)

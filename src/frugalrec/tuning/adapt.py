@@ -20,8 +20,9 @@ from frugalrec.tuning import integrity, lora
 from frugalrec.tuning.base import Progress
 from frugalrec.tuning.kept_states import keep_states
 from frugalrec.tuning.options import TuningOptions
+from frugalrec.tuning.processes import is_main, wait
 from frugalrec.tuning.reload import fresh_copy
-from frugalrec.tuning.training import Item, Task, is_main, train, wait
+from frugalrec.tuning.training import Item, Task, train
 from frugalrec.types import Adapter
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from frugalrec.llm.batching import token_batches
 from frugalrec.llm.half_passes import entering, run_below
 from frugalrec.llm.scoring import Query
 from frugalrec.tuning.lora import layer_list
-from frugalrec.tuning.training import VALIDATION_TOKENS, Item, Task, evaluated, unwrapped
+from frugalrec.tuning.processes import unwrapped
+from frugalrec.tuning.training import VALIDATION_TOKENS, Item, Task, evaluated
 
 log = logging.getLogger(__name__)
 

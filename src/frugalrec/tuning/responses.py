@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from frugalrec.llm.scoring import Query, gathered_logits
-from frugalrec.tuning.training import Task, unwrapped
+from frugalrec.tuning.processes import unwrapped
+from frugalrec.tuning.training import Task
 
 
 class ResponseTask(Task[Query]):

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from safetensors.torch import load_file
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from frugalrec.llm.batching import token_batches
 from frugalrec.llm.scoring import Query
-from frugalrec.runs import write_text
 from frugalrec.tuning.base import Progress
 from frugalrec.tuning.fast_lora import fast_lora
-from frugalrec.tuning.lora import adapter_weights, load_adapter_weights
+from frugalrec.tuning.lora import load_adapter_weights
+from frugalrec.tuning.processes import is_main, processes, wait
+from frugalrec.tuning.reporter import Reporter
 from frugalrec.tuning.schedule import batches, rate, shares
 
 Item = TypeVar("Item")
@@ -54,7 +55,7 @@ class Task(ABC, Generic[Item]):
 
     @abstractmethod
     def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the mean loss of a batch, by weight; `model` may be wrapped (see `unwrapped`)."""
+        """Return the mean loss of a batch, by weight; `model` may be wrapped (see `processes.unwrapped`)."""
 
     @abstractmethod
     def queries(self, items: Sequence[Item]) -> list[Query]:
@@ -88,37 +89,6 @@ def evaluated(
         model.train(was_training)
 
 
-def unwrapped(model: Any) -> Any:
-    """Return the network inside a wrapper for several processes; itself where there is none."""
-    return getattr(model, "module", model)
-
-
-def processes() -> int:
-    """Return how many processes train together, as `accelerate launch` says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def join() -> None:
-    """Take this process's own GPU, where `accelerate launch` started several; before a model is loaded."""
-    if processes() > 1:
-        from accelerate import PartialState
-
-        PartialState(cpu=not torch.cuda.is_available())
-
-
-def is_main() -> bool:
-    """Return whether this is the process that writes files."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def wait() -> None:
-    """Wait until all processes are here; nothing where there is one."""
-    if processes() > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
-
-
 class _Trainer(Trainer):  # type: ignore[misc]
     """A Trainer whose loss is a task's, over shares of batches in their final order."""
 
@@ -147,70 +117,6 @@ class _Trainer(Trainer):  # type: ignore[misc]
         # A share that only fills up may have no loss at all.
         loss = loss * factor if bool(factor) else loss.nan_to_num() * 0
         return (loss, None) if return_outputs else loss
-
-
-class _Reporter(TrainerCallback):  # type: ignore[misc]
-    """Passes steps on, and keeps the best epoch's adapter where there is a validation set."""
-
-    def __init__(
-        self,
-        progress: Progress | None,
-        folder: Path,
-        per_epoch: int,
-        validate: Callable[[Any], dict[str, float]],
-    ) -> None:
-        self.progress, self.folder, self.per_epoch, self.validate = progress, folder, per_epoch, validate
-        self.history: list[dict[str, float]] = []
-        self.seconds = 0.0
-        self.trainer: Any = None
-
-    @property
-    def best(self) -> int | None:
-        """The epoch of least validation loss so far."""
-        return int(min(self.history, key=lambda entry: entry["loss"])["epoch"]) if self.history else None
-
-    def weights_of(self, epoch: int | None) -> Path:
-        """Return where an epoch's adapter is kept, if it was the best so far."""
-        return self.folder / f"epoch-{epoch}.safetensors"
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        path = self.folder / "validation.json"
-        if path.is_file():  # a resumed run remembers the epochs that it had judged
-            known = json.loads(path.read_text(encoding="utf-8"))
-            self.history = [e for e in known if e["epoch"] * self.per_epoch <= state.global_step]
-
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        if state.global_step % self.per_epoch == 0 and (judged := self._judged(model)):
-            self.history.append({"epoch": state.global_step // self.per_epoch, **judged})
-            if state.is_world_process_zero:
-                self._keep(model)
-            if args.report_to:
-                log_too = control.should_log
-                self.trainer.log({f"validation_{name}": value for name, value in judged.items()})
-                control.should_log = log_too  # the step's own loss is still to come
-        if self.progress is not None and state.is_world_process_zero:
-            self.progress(state.global_step, state.max_steps)
-
-    def _judged(self, model: Any) -> dict[str, float]:
-        started = time.perf_counter()
-        judged = self.validate(unwrapped(model))
-        self.seconds += time.perf_counter() - started
-        return judged
-
-    def _keep(self, model: Any) -> None:
-        epoch = int(self.history[-1]["epoch"])
-        if self.best == epoch:
-            aside = self.folder / ".epoch.safetensors"
-            save_file(adapter_weights(unwrapped(model)), aside)
-            os.replace(aside, self.weights_of(epoch))
-        write_text(self.folder / "validation.json", json.dumps(self.history))
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # From here on no run goes back behind this epoch, so that only its best so far can be wanted.
-        if state.is_world_process_zero and self.history:
-            for path in self.folder.glob("epoch-*.safetensors"):
-                if path != self.weights_of(self.best):
-                    path.unlink()
 
 
 def train(
@@ -259,7 +165,7 @@ def train(
     def validate(current: Any) -> dict[str, float]:
         return task.judge(current, validation) if validation else {}
 
-    reporter = _Reporter(progress, folder, len(order) // epochs, validate)
+    reporter = Reporter(progress, folder, len(order) // epochs, validate)
     with _logs_beside(folder):
         trainer = _Trainer(
             model=model,

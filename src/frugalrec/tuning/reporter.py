@@ -1,0 +1,85 @@
+"""What happens between steps: progress, validation after each epoch, and the best adapter so far."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from transformers import TrainerCallback
+
+from frugalrec.runs import write_text
+from frugalrec.tuning.base import Progress
+from frugalrec.tuning.lora import adapter_weights
+from frugalrec.tuning.processes import unwrapped
+
+
+class Reporter(TrainerCallback):  # type: ignore[misc]
+    """Passes steps on, and keeps the best epoch's adapter where there is a validation set."""
+
+    def __init__(
+        self,
+        progress: Progress | None,
+        folder: Path,
+        per_epoch: int,
+        validate: Callable[[Any], dict[str, float]],
+    ) -> None:
+        self.progress, self.folder, self.per_epoch, self.validate = progress, folder, per_epoch, validate
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+        self.trainer: Any = None
+
+    @property
+    def best(self) -> int | None:
+        """The epoch of least validation loss so far."""
+        return int(min(self.history, key=lambda entry: entry["loss"])["epoch"]) if self.history else None
+
+    def weights_of(self, epoch: int | None) -> Path:
+        """Return where an epoch's adapter is kept, if it was the best so far."""
+        return self.folder / f"epoch-{epoch}.safetensors"
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remember the epochs that a killed run had judged."""
+        path = self.folder / "validation.json"
+        if path.is_file():
+            known = json.loads(path.read_text(encoding="utf-8"))
+            self.history = [e for e in known if e["epoch"] * self.per_epoch <= state.global_step]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Judge the adapter where an epoch ends, and tell of the step."""
+        if state.global_step % self.per_epoch == 0 and (judged := self._judged(model)):
+            self.history.append({"epoch": state.global_step // self.per_epoch, **judged})
+            if state.is_world_process_zero:
+                self._keep(model)
+            if args.report_to:
+                log_too = control.should_log
+                self.trainer.log({f"validation_{name}": value for name, value in judged.items()})
+                control.should_log = log_too  # the step's own loss is still to come
+        if self.progress is not None and state.is_world_process_zero:
+            self.progress(state.global_step, state.max_steps)
+
+    def _judged(self, model: Any) -> dict[str, float]:
+        started = time.perf_counter()
+        judged = self.validate(unwrapped(model))
+        self.seconds += time.perf_counter() - started
+        return judged
+
+    def _keep(self, model: Any) -> None:
+        epoch = int(self.history[-1]["epoch"])
+        if self.best == epoch:
+            aside = self.folder / ".epoch.safetensors"
+            save_file(adapter_weights(unwrapped(model)), aside)
+            os.replace(aside, self.weights_of(epoch))
+        write_text(self.folder / "validation.json", json.dumps(self.history))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remove adapters that nobody can want any more."""
+        # From here on no run goes back behind this epoch, so that only its best so far can be wanted.
+        if state.is_world_process_zero and self.history:
+            for path in self.folder.glob("epoch-*.safetensors"):
+                if path != self.weights_of(self.best):
+                    path.unlink()
