@@ -5,7 +5,14 @@ from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
 
 from frugalrec.errors import ConfigError, DataError
-from frugalrec.evaluation.pointwise import auc, auc_interval, calibration_error, log_loss, user_auc
+from frugalrec.evaluation.pointwise import (
+    auc,
+    auc_interval,
+    calibration_error,
+    log_loss,
+    user_auc,
+    user_auc_interval,
+)
 from frugalrec.rng import generator
 
 
@@ -156,3 +163,24 @@ def test_calibration_error_is_the_naive_one(seed, bins):
     assert calibration_error(chances, labels, bins=bins) == pytest.approx(total)
     order = rng.permutation(50)
     assert calibration_error(chances[order], labels[order], bins=bins) == pytest.approx(total)
+
+
+def test_interval_within_users_weighs_by_rows_and_leaves_out_users_of_one_label():
+    users = np.repeat([3, 5, 9], [4, 8, 2])
+    labels = np.array([0, 1, 0, 1, *[0, 1] * 4, 1, 1])
+    scores = np.random.default_rng(0).normal(size=14)
+    found = user_auc_interval(scores, labels, users, resamples=500)
+    values = user_auc(scores, labels, users)
+    assert found.n == 2
+    assert found.mean == pytest.approx(values.mean())
+    one, other = values.values[:2]
+    # two users: a draw holds one of them twice, or both; so the bounds are the users' own values
+    assert (found.low, found.high) == pytest.approx((min(one, other), max(one, other)))
+    both = user_auc_interval(np.stack([scores, -scores]), labels, users, resamples=10)
+    assert both.mean == pytest.approx(0.5)
+    assert np.isnan(user_auc_interval(scores[-2:], labels[-2:], users[-2:]).mean)
+
+
+def test_interval_of_an_auc_needs_rows():
+    with pytest.raises(DataError, match="there are none"):
+        auc_interval(np.empty(0), np.empty(0))

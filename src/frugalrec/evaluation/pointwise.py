@@ -116,6 +116,8 @@ def auc_interval(
         resamples: Bootstrap resamples; those that hold one label only are left out.
         seed: Seed.
     """
+    if np.size(labels) == 0:
+        raise DataError("an interval of an AUC needs rows; there are none.")
     runs, others = np.atleast_2d(scores), None if minus is None else np.atleast_2d(minus)
     drawn = _drawn(np.asarray(labels), users, resamples, seed)
     mean, values = _mean_aucs(runs, labels, drawn)
@@ -126,6 +128,39 @@ def auc_interval(
     bounds = np.quantile(known, [(1 - level) / 2, (1 + level) / 2]) if known.size else (np.nan, np.nan)
     n = int(np.size(labels) if users is None else np.unique(users).size)
     return Interval(mean=mean, low=float(bounds[0]), high=float(bounds[1]), level=level, n=n)
+
+
+def user_auc_interval(
+    scores: NDArray[Any],
+    labels: NDArray[Any],
+    users: NDArray[Any],
+    *,
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Return the mean AUC within users, weighted by their rows, with its bootstrap interval over users.
+
+    Args:
+        scores: Scores, (n,); or (n_runs, n), whose AUCs are averaged a user.
+        labels: 1 or 0, (n,).
+        users: User of each row, (n,). Users whose labels are all alike are left out.
+        level: Coverage of the interval.
+        resamples: Bootstrap resamples.
+        seed: Seed.
+    """
+    runs = [user_auc(run, labels, users) for run in np.atleast_2d(scores)]
+    values, rows = np.mean([run.values for run in runs], axis=0), runs[0].rows.astype(np.float64)
+    known = np.isfinite(values)
+    values, rows = values[known], rows[known]
+    if not values.size:
+        return Interval(mean=np.nan, low=np.nan, high=np.nan, level=level, n=0)
+    rng = generator(seed, "evaluation", "user_auc_interval")
+    drawn = rng.multinomial(values.size, np.full(values.size, 1 / values.size), size=resamples) * rows
+    means = drawn @ values / drawn.sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    mean = float(np.average(values, weights=rows))
+    return Interval(mean=mean, low=float(low), high=float(high), level=level, n=values.size)
 
 
 def _drawn(labels: NDArray[Any], users: NDArray[Any] | None, resamples: int, seed: int) -> DoubleArray:
