@@ -15,9 +15,10 @@ the valid fold. Rows:
 - `cheap`: a conditional logit over these three (log of recent counts, SASRec's logits, cosine), fitted on
   the calibration users: the first stage, and the control of everything below;
 - `nearest`: BIGRec's grounding, a freely written title and the catalogue's nearest ones (states of the
-  untuned LLM's last token, as published), alone, and re-weighted by popularity and by SASRec with one
-  gamma each; `nearest (MiniLM)`: the same with sentence vectors;
-- `trie`: beams over the catalogue's titles; places behind the beams are filled up by `nearest`;
+  untuned LLM's last token, as published; left out by --quick), alone, and re-weighted by popularity and
+  by SASRec with one gamma each; `nearest (MiniLM)`: the same with sentence vectors;
+- `trie`: beams over the catalogue's titles; places behind the beams are filled up by
+  `nearest (MiniLM)`;
 - `candidates`: the first stage's best `--candidates` by the likelihood of their titles, less a share of
   what they have without history;
 - `fused`: those with the first stage's scores; the weight may be 0.
@@ -50,6 +51,7 @@ from frugalrec.data.splits import Fold, split
 from frugalrec.evaluation.compare import difference
 from frugalrec.evaluation.evaluate import evaluate_ranking, evaluate_ranks
 from frugalrec.evaluation.ranks import target_ranks
+from frugalrec.grounding.base import filled
 from frugalrec.grounding.decoding import TrieGrounder
 from frugalrec.grounding.fusion import choose_weight, fuse
 from frugalrec.grounding.likelihood import TitleLikelihood
@@ -70,7 +72,7 @@ from frugalrec.recommenders.base import top_k
 from frugalrec.recommenders.sequential import SASRec
 from frugalrec.rng import generator
 from frugalrec.tuning.generative import GenerativeConfig, GenerativeTuner
-from frugalrec.types import PAD, Evaluation, FloatArray, IntArray, Ranking
+from frugalrec.types import Evaluation, FloatArray, IntArray, Ranking
 
 ROOT = Path(__file__).resolve().parent.parent
 NOUNS = {"dealrec-games": "game", "dealrec-microlens-50k": "video"}
@@ -272,7 +274,7 @@ class Work:
 
     def written(self, fold: Fold) -> dict[str, np.ndarray]:
         """Return the title that the LLM writes for each user."""
-        writer = NearestGrounder(self.lm, self.prompt, self.embedder("states"), titles=self.data.titles)
+        writer = NearestGrounder(self.lm, self.prompt, self.encoder, titles=self.data.titles)
 
         def compute(users: IntArray) -> dict[str, Any]:
             texts, usage = writer.write(self.parts.history(fold), users)
@@ -295,7 +297,7 @@ class Work:
         """Return lists of the trie's beams."""
 
         def compute(users: IntArray) -> dict[str, Any]:
-            ranking, usage = self._trie.ground(self.parts.history(fold), users, self.options.beams)
+            ranking, usage = self._trie.ground(self.parts.history(fold), users, LISTED)
             return {"items": ranking.items, "scores": ranking.scores, "tokens": tokens(usage, users)}
 
         return self.stored(f"trie-{self.options.beams}", fold, compute)
@@ -387,7 +389,8 @@ def nearest_arms(table: Table) -> Ranking:
     def score(users: IntArray, values: np.ndarray) -> np.ndarray:
         return -values[[number[int(user)] for user in users]].astype(np.float32)
 
-    for arm, name in (("nearest", "states"), ("nearest (MiniLM)", "minilm")):
+    embedders = {"nearest (MiniLM)": "minilm"} | ({} if work.options.quick else {"nearest": "states"})
+    for arm, name in embedders.items():
         far = {fold: work.distances(fold, name) for fold in ("valid", "test")}
         table.scores(arm, lambda users, values=far["test"]: score(users, values), said)
         if plain is None:
@@ -415,25 +418,13 @@ def nearest_arms(table: Table) -> Ranking:
     return plain
 
 
-def filled(first: np.ndarray, second: np.ndarray, k: int) -> np.ndarray:
-    """Return lists of k items: the first list's, then the second's that are not among them."""
-    lists = np.full((len(first), k), PAD, dtype=np.int32)
-    for row, (head, tail) in enumerate(zip(first, second, strict=True)):
-        head = head[head != PAD]
-        both = np.concatenate([head, tail[(tail != PAD) & ~np.isin(tail, head)]])[:k]
-        lists[row, : both.size] = both
-    return lists
-
-
 def llm_arms(table: Table) -> dict[str, Any]:
     """Judge the LLM's four ways; return what was chosen."""
     work = table.work
     plain = nearest_arms(table)
     said = work.trie("test")
-    items = filled(said["items"], plain.items, LISTED)
-    places = -np.arange(LISTED, dtype=np.float32)
-    scores = np.where(items == PAD, -np.inf, np.broadcast_to(places, items.shape)).astype(np.float32)
-    table.lists("trie", Ranking(users=work.users["test"], items=items, scores=scores), said)
+    beams = Ranking(users=work.users["test"], items=said["items"], scores=said["scores"])
+    table.lists("trie", filled(beams, plain), said)
     cheap = {fold: work.cheap(fold) for fold in ("valid", "test")}
     valid = {s: work.likelihoods("valid", cheap["valid"], s)["scores"] for s in SURPRISES}
     fits: dict[float, Any] = {}

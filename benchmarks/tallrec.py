@@ -10,8 +10,8 @@ serves as train, the other 1,000 as valid, and so says the table. Rows:
 
 - controls: `history` (share of liked titles in the row itself), `item` (like-rate of the target among
   all train rows), `history + item`;
-- the paper's baselines, trained on the shots alone: GRU4Rec, Caser, SASRec, DROS on ids, GRU-BERT and
-  DROS-BERT on frozen MiniLM vectors; `SASRec, all` on every train row;
+- the paper's baselines, trained on the shots (the epoch chosen on `--valid-shots` rows): GRU4Rec,
+  Caser, SASRec, DROS on ids, GRU-BERT and DROS-BERT on frozen MiniLM vectors; `sasrec, all rows`;
 - the LLM untuned: asked in TALLRec's words (`zero-shot`), behind four answered questions
   (`in-context`), and with a rated list (`rated, untuned`);
 - `LLM`: LoRA in the top layers, two-way cross-entropy on rated lists, shots drawn plainly; the epoch is
@@ -22,9 +22,9 @@ serves as train, the other 1,000 as valid, and so says the table. Rows:
 
 AUC is pooled over rows; uAUC is within users and weighted by rows (a book row is a user of its own, so
 it has none). Intervals are over users: movie has 16 test users, so they are wide. Every score is stored
-in `--cache`, so a killed run goes on where it was. Layers below the tuned ones read a prompt once for
-all adapters: `ratio` is what reading it once per adapter would have cost over what scoring cost.
-`equal` says whether shared reading gives the scores of `LocalLM.choose` on the first rows.
+in `--cache`, so a killed run goes on where it was. Layers below the tuned ones (`--layers`) read a prompt
+once for all adapters. `ratio` is tokens of TALLRec's own prompts over those of rated lists, and
+`baseline_s` follows from it; `equal` says whether scores are those of `LocalLM.choose` on the first rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +44,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from frugalrec.data.likes import item_counts, item_like_rate
+from frugalrec.data.likes import item_like_rate
 from frugalrec.data.readers.tallrec import (
     PointwiseRows,
     history_like_rate,
@@ -53,12 +53,14 @@ from frugalrec.data.readers.tallrec import (
     read_prompts,
     rebuild_movie_split,
 )
-from frugalrec.evaluation.pointwise import auc_interval, user_auc
+from frugalrec.evaluation.pointwise import auc_interval, user_auc_interval
 from frugalrec.grounding.stacking import Stacker
+from frugalrec.llm.adapters import WEIGHTS
 from frugalrec.llm.base import PromptGroup
 from frugalrec.llm.encoders import SentenceEncoder
 from frugalrec.llm.frozen_layers import FrozenLayers, TokenStates
 from frugalrec.llm.local import LocalLM
+from frugalrec.llm.models import sha256_of
 from frugalrec.llm.preferences import PreferencePrompt
 from frugalrec.llm.queries import answer_queries
 from frugalrec.recommenders.feedback import FeedbackModel
@@ -74,6 +76,8 @@ PUBLISHED = {
 }
 """TALLRec on LLaMA-7B, AUC x 100 (arXiv 2305.00447)."""
 BOOK_TRAIN = 1_427
+POOL = 400
+"""Validation rows, spread evenly, out of which those that choose the epoch are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,7 @@ class Domain:
 
     name: str
     rows: Mapping[str, PointwiseRows]
-    """train, valid, test."""
+    """train, valid, test; and pool, the valid rows that may choose the epoch of the LLM."""
     users: Mapping[str, np.ndarray] | None
     """User of each row, by fold; None where each row is a user of its own."""
 
@@ -102,11 +106,13 @@ class Domain:
                 "test": read_prompts(data / "tallrec-book" / "test.json"),
             }
             users = None
+        kept = spread(len(rows["valid"]), POOL)
+        rows["pool"] = rows["valid"].take(kept)
         for fold, limit in limits.items():
-            kept = np.linspace(0, len(rows[fold]) - 1, min(limit or len(rows[fold]), len(rows[fold])))
-            rows[fold] = rows[fold].take(kept.astype(int))
+            kept = spread(len(rows[fold]), limit)
+            rows[fold] = rows[fold].take(kept)
             if users is not None:
-                users[fold] = users[fold][kept.astype(int)]
+                users[fold] = users[fold][kept]
         return cls(name=name, rows=rows, users=users)
 
     def judged(self, scores: np.ndarray) -> dict[str, Any]:
@@ -115,8 +121,8 @@ class Domain:
         found = auc_interval(scores, labels, users)
         facts: dict[str, Any] = {name: 100 * getattr(found, name) for name in ("mean", "low", "high")}
         if users is not None:
-            runs = np.atleast_2d(scores)
-            facts["uauc"] = 100 * float(np.mean([user_auc(run, labels, users).mean() for run in runs]))
+            within = user_auc_interval(scores, labels, users)
+            facts["uauc"] = [100 * getattr(within, name) for name in ("mean", "low", "high")]
         return facts
 
     def gap(self, scores: np.ndarray, others: np.ndarray) -> list[float]:
@@ -124,6 +130,11 @@ class Domain:
         users = None if self.users is None else self.users["test"]
         found = auc_interval(scores, self.rows["test"].labels, users, minus=others)
         return [100 * found.mean, 100 * found.low, 100 * found.high]
+
+
+def spread(n: int, limit: int | None) -> np.ndarray:
+    """Return at most so many of n row numbers, spread evenly."""
+    return np.linspace(0, n - 1, min(limit or n, n)).astype(int)
 
 
 class Store:
@@ -141,7 +152,7 @@ class Store:
             arrays["wall_s"] = time.perf_counter() - started
             arrays["cpu_s"] = time.process_time() - cpu
             path.parent.mkdir(parents=True, exist_ok=True)
-            aside = path.with_suffix(".tmp.npz")
+            aside = path.with_suffix(f".{os.getpid()}.npz")
             np.savez(aside, **arrays)
             aside.replace(path)
         with np.load(path, allow_pickle=False) as held:
@@ -155,12 +166,11 @@ class Reader:
 
     def __init__(self, options: argparse.Namespace, store: Store) -> None:
         self.options, self.store = options, store
-        self.alone_s = self.spent_s = 0.0
-        """Seconds of scoring, had each adapter read the prompts alone, and as it was."""
+        self.spent_s = 0.0
+        """Seconds of scoring."""
         self.gap: float | None = None
         """Largest difference of shared reading to `LocalLM.choose`."""
         self._states: dict[str, TokenStates] = {}
-        self._reading_s: dict[str, float] = {}
 
     @cached_property
     def base(self) -> LocalLM:
@@ -172,32 +182,32 @@ class Reader:
         return PreferencePrompt(noun=domain.name, style=style)  # type: ignore[arg-type]
 
     def answers(self, domain: Domain, name: str, adapter: Path | None) -> dict[str, np.ndarray]:
-        """Return the log-odds of valid and test rows, by the untuned model or with an adapter."""
-        folds = ("valid", "test") if self.options.stack else ("test",)
-        sizes = "-".join(str(len(domain.rows[fold])) for fold in folds)
-        for fold in folds:
+        """Return the log-odds of test rows, and of valid rows for the stack, with what test cost."""
+        found: dict[str, np.ndarray] = {}
+        for fold in ("valid", "test") if self.options.stack else ("test",):
             self.states(domain, fold)
-        read = [self._reading_s[self._name(domain, fold)] for fold in folds]
 
-        def compute() -> dict[str, Any]:
-            lm = (
-                self.base
-                if adapter is None
-                else LocalLM.load(self.options.model, adapter=adapter, dtype="float32", device="cpu")
+            def compute(fold: str = fold) -> dict[str, Any]:
+                lm = self._loaded(adapter)
+                began = time.process_time()
+                odds = self.odds(lm, domain, fold)
+                spent = time.process_time() - began
+                return {"odds": odds, "odds_cpu_s": spent, "gap": self.check(lm, domain, fold, odds)}
+
+            said = self.store.get(
+                f"{domain.name}/odds-{self.options.layers}-{name}-{fold}-{len(domain.rows[fold])}", compute
             )
-            if adapter is not None:
-                lm.network.merge_adapter()  # into this copy's weights: a tenth faster
-            found: dict[str, Any] = {fold: self.odds(lm, domain, fold) for fold in folds}
-            started = time.process_time()
-            found["gap"] = self.check(lm, domain, found["test"])
-            found["check_s"] = time.process_time() - started
-            return found
-
-        found = self.store.get(f"{domain.name}/odds-{self.options.layers}-{name}-{sizes}", compute)
-        self.spent_s += float(found["wall_s"])
-        self.alone_s += float(found["wall_s"]) + sum(read)
-        self.gap = max(self.gap or 0.0, float(found["gap"]))
+            found |= {fold: said["odds"], "cpu_s": said["odds_cpu_s"] + self._reading(domain, fold)}
+            self.spent_s += float(said["wall_s"])
+            self.gap = max(self.gap or 0.0, float(said["gap"]))
         return found
+
+    def _loaded(self, adapter: Path | None) -> LocalLM:
+        if adapter is None:
+            return self.base
+        lm = LocalLM.load(self.options.model, adapter=adapter, dtype="float32", device="cpu")
+        lm.network.merge_adapter()  # into this copy's weights: a tenth faster
+        return lm
 
     def tuned_answers(
         self, domain: Domain, sources: Sequence[Domain], shots: int, seed: int
@@ -205,7 +215,8 @@ class Reader:
         """Tune on shots of some domains, and return the log-odds of a domain's rows, with costs."""
         name = "+".join(sorted(source.name for source in sources))
         out = self.tuned(name, sources, shots, seed)
-        found = self.answers(domain, f"{name}-{shots}-{seed}", out)
+        sha256 = sha256_of(out / WEIGHTS)
+        found = self.answers(domain, f"{name}-{shots}-{seed}-{sha256[:12]}", out)
         evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
         costs = {
             "train_cpu_s": evidence["cpu_seconds"],
@@ -213,10 +224,15 @@ class Reader:
             "samples_per_s": evidence["samples_per_second"],
             "test_cpu_s": float(found["cpu_s"]),
         }
-        return {**found, **{name: np.array(value) for name, value in costs.items()}}
+        return {**found, "sha256": np.array(sha256), **{k: np.array(value) for k, value in costs.items()}}
+
+    def _reading(self, domain: Domain, fold: str) -> float:
+        """Return the CPU seconds that the frozen layers took to read a fold's prompts."""
+        return float(self.store.get(self._name(domain, fold), dict)["cpu_s"])
 
     def _name(self, domain: Domain, fold: str) -> str:
-        return f"{domain.name}/states-{fold}-{len(domain.rows[fold])}-{self.options.layers}"
+        model = self.base.fingerprint[:12]
+        return f"{domain.name}/states-{model}-{fold}-{len(domain.rows[fold])}-{self.options.layers}"
 
     def states(self, domain: Domain, fold: str) -> TokenStates:
         """Return what enters the tuned layers for every prompt of a fold."""
@@ -231,7 +247,6 @@ class Reader:
             held = self.store.get(name, compute)
             cut = FrozenLayers(self.base.network, self.options.layers).cut
             self._states[name] = TokenStates(values=held["values"], indptr=held["indptr"], cut=cut)
-            self._reading_s[name] = float(held["wall_s"])
             self.spent_s += float(held["wall_s"])
             log(f"{name}: {held['indptr'][-1]:,} tokens read in {float(held['wall_s']):.0f} s")
         return self._states[name]
@@ -255,9 +270,9 @@ class Reader:
                 odds[rows] = (last[:, 0] - last[:, 1]).numpy()
         return odds
 
-    def check(self, lm: LocalLM, domain: Domain, odds: np.ndarray) -> float:
-        """Return the largest difference to `LocalLM.choose` on the first eight test rows."""
-        texts = asked(self.prompt(domain), domain.rows["test"])[:8]
+    def check(self, lm: LocalLM, domain: Domain, fold: str, odds: np.ndarray) -> float:
+        """Return the largest difference to `LocalLM.choose` on a fold's first eight rows."""
+        texts = asked(self.prompt(domain), domain.rows[fold])[:8]
         (pairs,), _ = lm.choose([PromptGroup(prefix="", suffixes=tuple(texts))], self.prompt(domain).answers)
         return float(np.abs(pairs[:, 0] - pairs[:, 1] - odds[:8]).max())
 
@@ -276,6 +291,7 @@ class Reader:
         """Tune on some shots of each domain; return the adapter's folder."""
         options = self.options
         views, epochs = views_and_epochs(shots)
+        domains = sorted(domains, key=lambda domain: domain.name)
         rows = [row for domain in domains for row in self.training_rows(domain, shots, seed, views)]
         judged = [row for domain in domains for row in self.validation_rows(domain, seed)]
         config = PointwiseConfig(
@@ -287,7 +303,7 @@ class Reader:
             seed=seed,
             max_tokens=1024,
         )
-        out = self.store.folder / "adapters" / f"{name}-{shots}-{seed}"
+        out = self.store.folder / "adapters" / f"{name}-{shots}-{seed}-{options.layers}"
         tuner = PointwiseTuner(config, answers=self.prompt(domains[0]).answers)
         adapter = tuner.tune(self.base, rows, judged, out)
         log(
@@ -295,6 +311,15 @@ class Reader:
             f"{adapter.evidence['samples_per_second']:.2f} samples/s, {adapter.evidence['validation']}"
         )
         return out
+
+    def saving(self, domains: Sequence[Domain]) -> float:
+        """Return tokens of TALLRec's own prompts over those of rated lists, test rows."""
+        sizes = {"alpaca": 0, "rated": 0}
+        for domain in domains:
+            for style in sizes:
+                texts = asked(self.prompt(domain, style), domain.rows["test"])
+                sizes[style] += sum(map(len, self.base.encode(texts)))
+        return sizes["alpaca"] / sizes["rated"]
 
     def training_rows(self, domain: Domain, shots: int, seed: int, views: int) -> list[TrainingRow]:
         """Return the shots, each in several interleavings of its two lists."""
@@ -305,7 +330,7 @@ class Reader:
 
     def validation_rows(self, domain: Domain, seed: int) -> list[TrainingRow]:
         """Return the rows that choose the epoch."""
-        valid = domain.rows["valid"]
+        valid = domain.rows["pool"]
         rows = valid.take(few_shots(valid.labels, self.options.valid_shots, seed=seed, balanced=False))
         return training_rows(self.prompt(domain), rows, 0)
 
@@ -336,13 +361,13 @@ def views_and_epochs(shots: int) -> tuple[int, int]:
 class Cheap:
     """What needs no LLM: counts, the paper's baselines, and the signals of the stack."""
 
-    def __init__(self, store: Store, threads: int) -> None:
-        self.store, self.threads = store, threads
+    def __init__(self, store: Store, options: argparse.Namespace) -> None:
+        self.store, self.threads, self.valid_shots = store, options.threads, options.valid_shots
 
     @cached_property
     def encoder(self) -> SentenceEncoder:
         """The text encoder of the text baselines."""
-        return SentenceEncoder.load("minilm-l6")
+        return SentenceEncoder.load("minilm-l6", cache=self.store.folder / "vectors")
 
     def controls(self, domain: Domain) -> dict[str, np.ndarray]:
         """Return the like-rate controls of test rows."""
@@ -354,25 +379,33 @@ class Cheap:
         """Return a baseline's logits of valid and test rows, trained on some shots or on all rows."""
 
         def compute() -> dict[str, Any]:
-            train = domain.rows["train"]
+            train, began = domain.rows["train"], time.process_time()
             if shots is not None:
                 train = train.take(few_shots(train.labels, shots, seed=seed, balanced=False))
             config = FeedbackConfig(seed=seed, threads=self.threads)
+            held_out = domain.rows["pool"].take(np.arange(POOL))
+            if shots is None:
+                config = replace(config, batch_size=128, patience=3)
+            else:
+                few = few_shots(held_out.labels, self.valid_shots, seed=seed, balanced=False)
+                held_out = held_out.take(few)
             embedder = self.encoder if FEEDBACK_MODELS[name].text else None
-            model = FeedbackModel(name, config, embedder).fit(train)
-            return {fold: model.score(domain.rows[fold]) for fold in ("valid", "test")}
+            model = FeedbackModel(name, config, embedder).fit(train, held_out)
+            fitted = time.process_time()
+            found: dict[str, Any] = {fold: model.score(domain.rows[fold]) for fold in ("valid", "test")}
+            return {**found, "fit_cpu_s": fitted - began, "score_cpu_s": time.process_time() - fitted}
 
-        return self.store.get(f"{domain.name}/{name}-{shots or 'all'}-{seed}", compute)
+        sizes = "-".join(str(len(domain.rows[fold])) for fold in ("valid", "test"))
+        chosen = POOL if shots is None else self.valid_shots
+        return self.store.get(f"{domain.name}/{name}-{shots or 'all'}-{seed}-{chosen}-{sizes}", compute)
 
     def signals(self, domain: Domain, fold: str) -> dict[str, np.ndarray]:
         """Return the cheap signals of a fold's rows: rates as log-odds, how much is known, SASRec."""
         rows, train = domain.rows[fold], domain.rows["train"]
-        _, known = item_counts(train, rows)
         sasrec = [self.baseline(domain, "sasrec", None, seed)[fold] for seed in range(3)]
         return {
             "history like-rate": logit(history_like_rate(rows, smoothing=1.0)),
             "item like-rate": logit(item_like_rate(train, rows)),
-            "ratings of the item": np.log1p(known),
             "SASRec": np.mean(sasrec, axis=0),
         }
 
@@ -404,7 +437,7 @@ class Table:
         row |= cost
         self.rows.append(row)
         low, high = row["minus_history"][1:]
-        uauc = f"  uAUC {row['uauc']:5.2f}" if "uauc" in row else ""
+        uauc = "  uAUC {:.2f} ({:.2f} to {:.2f})".format(*row["uauc"]) if "uauc" in row else ""
         costs = "  ".join(f"{name} {value:,.4g}" for name, value in cost.items() if value is not None)
         log(
             f"{self.domain.name:5} {arm:20} {shots or '':>4} AUC {row['mean']:5.2f} "
@@ -422,7 +455,8 @@ def without_llm(table: Table, cheap: Cheap) -> None:
         for shots in options.shots:
             runs = [cheap.baseline(domain, name, shots, seed) for seed in options.seeds]
             scores = np.stack([run["test"] for run in runs])
-            table.add(name, scores, shots=shots, train_cpu_s=float(np.mean([run["cpu_s"] for run in runs])))
+            cost = {key: float(np.mean([run[key] for run in runs])) for key in ("fit_cpu_s", "score_cpu_s")}
+            table.add(name, scores, shots=shots, **cost)
     runs = [cheap.baseline(domain, "sasrec", None, seed) for seed in options.seeds]
     table.add("sasrec, all rows", np.stack([run["test"] for run in runs]))
     table.add("stack", stacked(domain, cheap, {}, {}))
@@ -445,11 +479,11 @@ def untuned(table: Table, reader: Reader) -> None:
     examples = few_shots(domain.rows["train"].labels, 4, seed=0, balanced=True).tolist()
     for name, style, shown in (("LLM, zero-shot", "alpaca", []), ("LLM, in context", "plain", examples)):
         found = reader.store.get(
-            f"{domain.name}/untuned-{style}-{len(domain.rows['test'])}",
+            f"{domain.name}/untuned-{reader.base.fingerprint[:12]}-{style}-{len(domain.rows['test'])}",
             lambda style=style, shown=shown: reader.untuned(domain, style, shown),
         )
         table.add(name, found["test"], tokens=float(found["tokens"]), cpu_s=float(found["cpu_s"]))
-    found = reader.answers(domain, "untuned", None)
+    found = reader.answers(domain, f"untuned-{reader.base.fingerprint[:12]}", None)
     table.add("LLM, rated list", found["test"], cpu_s=float(found["cpu_s"]))
 
 
@@ -461,6 +495,7 @@ def tuned(table: Table, reader: Reader, cheap: Cheap, domains: Mapping[str, Doma
         scores = np.stack([run["test"] for run in runs])
         cost = {name: float(np.mean([run[name] for run in runs])) for name in reader.COSTS}
         table.add("LLM", scores, shots=shots, **cost)
+        table.rows[-1]["sha256"] = [str(run["sha256"]) for run in runs]
         if options.stack:
             both = [stacked(domain, cheap, {"LLM": r["valid"]}, {"LLM": r["test"]}) for r in runs]
             table.add("stack + LLM", np.stack(both), shots=shots)
@@ -479,7 +514,7 @@ def main() -> None:
         print(json.dumps({"benchmark": "tallrec", "skipped": f"no tallrec-movie in {options.data}"}))
         return
     store = Store(options.cache)
-    reader, cheap = Reader(options, store), Cheap(store, options.threads)
+    reader, cheap = Reader(options, store), Cheap(store, options)
     limits = {"valid": options.valid_rows, "test": options.test_rows}
     domains = {name: Domain.read(name, options.data, limits) for name in options.domains}
     rows = []
@@ -493,13 +528,14 @@ def main() -> None:
             tuned(table, reader, cheap, domains)
         rows += table.rows
     above = [row["mean"] > row["published"] for row in rows if row["arm"] == "LLM" and row["published"]]
+    ratio = reader.saving(list(domains.values())) if reader.spent_s else None
     print(
         json.dumps(
             {
                 "benchmark": "tallrec",
                 "ours_s": reader.spent_s,
-                "baseline_s": reader.alone_s,
-                "ratio": reader.alone_s / reader.spent_s if reader.spent_s else None,
+                "baseline_s": reader.spent_s * ratio if ratio else None,
+                "ratio": ratio,
                 "equal": reader.gap is None or reader.gap < 0.05,
                 "gap": reader.gap,
                 "above_published": f"{sum(above)} of {len(above)} cells",
@@ -530,7 +566,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--valid-shots", type=int, default=32, help="labelled rows that choose the epoch")
     parser.add_argument("--test-rows", type=int, default=None, help="fewer test rows, spread evenly")
-    parser.add_argument("--valid-rows", type=int, default=400, help="validation rows of stack and epoch")
+    parser.add_argument("--valid-rows", type=int, default=1000, help="validation rows of the stack")
     parser.add_argument("--no-stack", dest="stack", action="store_false")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
