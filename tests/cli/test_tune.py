@@ -115,7 +115,10 @@ def test_bad_input_says_what_and_how_to_mend_it(command, model, prompts, tmp_pat
         ((*tune, "--set", "instruct.epochs=1"), "give --instruct FILE"),
         ((*tune, "--instruct", tmp_path / "none.json"), "there is no file"),
         ((*tune, "--shots", 25), "cannot draw 25 shots from 24 rows"),
-        ((*tune, "--shots", 24, "--validation-rows", 1), "cannot draw 1 validation rows from 0"),
+        (
+            (*tune, "--shots", 24, "--validation-rows", 1),
+            "holds 0 rows of histories that none of the 24 shots belongs to",
+        ),
         ((*tune, "--style", "rhyme"), "unknown prompt style 'rhyme'"),
         ((*tune, "--report-to", "neptun"), "no tracker 'neptun'"),
         (("tune", "film-club", "--task", "next-title", "--balanced"), "about yes/no rows"),

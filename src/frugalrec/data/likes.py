@@ -43,6 +43,17 @@ def ratings(rows: PointwiseRows) -> Ratings:
     )
 
 
+def chains(rows: PointwiseRows) -> LongArray:
+    """Return the number of each row's chain, (n,), from 0: overlapping windows of one history.
+
+    Args:
+        rows: Rows in the order of their file; a chain ends where a row does not continue the one before.
+    """
+    starts = [row == 0 or not _continues(rows, row) for row in range(len(rows))]
+    numbers: LongArray = np.cumsum(starts, dtype=np.int64) - 1
+    return numbers
+
+
 def item_like_rate(train: PointwiseRows, rows: PointwiseRows, *, pseudo_count: float = 5.0) -> DoubleArray:
     """Return how often each row's target was liked in `train`, (n,), between 0 and 1.
 
@@ -77,13 +88,13 @@ def item_counts(train: PointwiseRows, rows: PointwiseRows) -> tuple[LongArray, L
 
 
 def _ratings(rows: PointwiseRows) -> Iterator[tuple[int, str, bool]]:
-    rater = -1
-    for row, target in enumerate(rows.targets):
-        if row == 0 or not _continues(rows, row):
-            rater += 1
+    before = -1
+    for row, rater in enumerate(chains(rows).tolist()):
+        if rater != before:
             yield from ((rater, title, True) for title in rows.liked[row])
             yield from ((rater, title, False) for title in rows.disliked[row])
-        yield rater, target, bool(rows.labels[row])
+        yield rater, rows.targets[row], bool(rows.labels[row])
+        before = rater
 
 
 def _continues(rows: PointwiseRows, row: int) -> bool:

@@ -13,6 +13,7 @@ import yaml
 
 from frugalrec.config import DataConfig, RunConfig
 from frugalrec.data.examples import Examples, examples
+from frugalrec.data.likes import chains
 from frugalrec.data.readers.tallrec import PointwiseRows, read_prompts
 from frugalrec.data.splits import Split, split
 from frugalrec.errors import ConfigError, DataError
@@ -65,14 +66,26 @@ def from_prompts(
     noun: str,
     seed: int,
 ) -> YesNoRows:
-    """Draw yes/no rows from a prompt file; validation rows come from another file or from the rest."""
+    """Draw yes/no rows from a prompt file; validation rows come from another file or from the rest.
+
+    Rows cut from one user's history overlap: the answers that validation asks for stand in the histories
+    of their neighbours, and would be trained. So no row of the rest shares its chain with a drawn one.
+    """
     from frugalrec.llm.prompts import chat_frame
 
     table = read_prompts(path)
     wanted = min(YES_NO_SHOTS, len(table)) if shots is None else shots
     drawn = few_shots(table.labels, wanted, seed=seed, balanced=balanced)
-    rest = np.setdiff1d(np.arange(len(table)), drawn)
-    others = table.take(rest) if validation is None else read_prompts(validation)
+    of = chains(table)
+    others = table.take(np.flatnonzero(~np.isin(of, of[drawn])))
+    if validation is not None:
+        others = read_prompts(validation)
+    elif validation_rows > len(others):
+        raise DataError(
+            f"{path} holds {len(others)} rows of histories that none of the {wanted} shots belongs to, fewer "
+            f"than the {validation_rows} validation rows asked for: lower --validation-rows, draw fewer "
+            "shots, or give rows of other users by --validation FILE."
+        )
     if noun == "auto":
         found = NOUN.search(path.read_text(encoding="utf-8", errors="replace")[:20_000])
         noun = found[1] if found else "item"
