@@ -175,8 +175,14 @@ def test_bad_input_is_named():
         grounder(gamma=2.0).ground(DATA, USERS)
     with pytest.raises(ConfigError, match="gamma must be a number of at least 0, not -1"):
         grounder(gamma=-1.0).ground(DATA, USERS)
-    with pytest.raises(DataError, match=r"weights must be \(40,\) or \(5, 40\).* got \(3,\)"):
-        grounder(gamma=1.0, weights=np.zeros(3)).ground(DATA, USERS)
+    for shape in ((3,), (1, 40), (USERS.size, 40)):  # rows of an array would meet other users
+        with pytest.raises(DataError, match=r"weights must be \(40,\), not .* give a function of user codes"):
+            grounder(gamma=1.0, weights=np.zeros(shape)).ground(DATA, USERS)
+    with pytest.raises(
+        DataError, match=r"must be \(2, 40\), not \(5, 40\); its function was asked for 2 users"
+    ):
+        own = lambda users: np.zeros((5, 40))  # noqa: E731
+        grounder(gamma=1.0, weights=own, users_per_batch=2).ground(DATA, USERS)
     with pytest.raises(DataError, match="between 0 and 1"):
         grounder(gamma=1.0, weights=np.full(40, 2.0)).ground(DATA, USERS)
     with pytest.raises(DataError, match="vector 1 holds numbers that are not finite"):

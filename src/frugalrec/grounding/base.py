@@ -17,6 +17,8 @@ from frugalrec.types import PAD, IntArray, Ranking
 
 Progress = Callable[[int, int], None]
 """Called with (users done, users in all)."""
+ItemValues = NDArray[Any] | Callable[[IntArray], NDArray[Any]]
+"""A number for each item: (n_items,) for all users alike, or a function of users, (b,) -> (b, n_items)."""
 
 
 class Grounder(ABC):
@@ -80,6 +82,26 @@ def filled(ranking: Ranking, other: Ranking) -> Ranking:
         items[row, places] = more[:n]
         scores[row, places] = (scores[row, own.size - 1] if own.size else 0.0) - np.arange(1, n + 1)
     return Ranking(users=ranking.users, items=items, scores=scores)
+
+
+def item_values(name: str, values: ItemValues, users: IntArray, n_items: int) -> NDArray[Any]:
+    """Return the number of each item for some users: (n_items,), or (n_users, n_items) from a function.
+
+    An array a user is refused: which users are asked for at once is the grounder's affair, so its rows
+    would meet the wrong ones.
+
+    Raises:
+        DataError: If the shape is another.
+    """
+    if callable(values):
+        found, shape = np.asarray(values(users)), [users.size, n_items]
+        remedy = f"its function was asked for {users.size} users and must return one row for each"
+    else:
+        found, shape = np.asarray(values), [n_items]
+        remedy = f"where users differ, give a function of user codes, (b,) -> (b, {n_items})"
+    if found.shape != tuple(shape):
+        raise DataError(f"the {name} must be {tuple(shape)}, not {found.shape}; {remedy}.")
+    return found
 
 
 def checked_users(users: NDArray[Any], histories: Dataset) -> IntArray:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError, DataError, ModelError
-from frugalrec.grounding.base import Grounder, Progress
+from frugalrec.grounding.base import Grounder, ItemValues, Progress, item_values
 from frugalrec.grounding.questions import checked_titles, questions
 from frugalrec.grounding.trie import TitleTrie, title_trie
 from frugalrec.ledger import Usage
@@ -21,10 +20,6 @@ from frugalrec.types import PAD, FloatArray, IntArray, LongArray, Ranking
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
     from frugalrec.llm.next_title import NextTitlePrompt
-
-Prior = NDArray[Any] | Callable[[IntArray], NDArray[Any]]
-"""What to add to the log-probability of items: (n_items,), or user codes (b,) -> (b, n_items)."""
-
 
 COLUMNS = 10
 """Tokens that a beam appends to the cache, roughly: what batches are made by."""
@@ -46,7 +41,7 @@ class TrieGrounder(Grounder):
         *,
         beams: int = 20,
         titles: Sequence[str] | None = None,
-        prior: Prior | None = None,
+        prior: ItemValues | None = None,
     ) -> None:
         self.lm = lm
         self.prompt = prompt
@@ -55,7 +50,8 @@ class TrieGrounder(Grounder):
         self.titles = titles
         """Title of each item code; default: those of the histories."""
         self.prior = prior
-        """Log-popularity or another model's scores: they guide the search. -inf rules an item out."""
+        """What to add to log-probabilities: log-popularity, (n_items,), or a function that returns another
+        model's scores of users, (b,) -> (b, n_items). It guides the search; -inf rules an item out."""
         self._trie: tuple[list[str], TitleTrie] | None = None
         self._checked = False
 
@@ -134,16 +130,10 @@ class TrieGrounder(Grounder):
         """Return what to add to each item's score, (n_users or 1, n_items), or None for nothing."""
         if self.prior is None and seen == "include":
             return None
-        prior = self.prior(users) if callable(self.prior) else self.prior
-        rows = 1 if seen == "include" and not callable(self.prior) else users.size
-        try:
-            wide = np.broadcast_to(0.0 if prior is None else prior, (rows, histories.n_items))
-        except ValueError:
-            raise DataError(
-                f"the prior must be ({histories.n_items},) or ({users.size}, {histories.n_items}): users by "
-                f"items; got {np.asarray(prior).shape}."
-            ) from None
-        values = wide.astype(np.float32)  # a copy
+        prior = np.zeros(histories.n_items) if self.prior is None else self.prior
+        rows = 1 if seen == "include" and not callable(prior) else users.size
+        found = item_values("prior", prior, users, histories.n_items)
+        values = np.broadcast_to(found, (rows, histories.n_items)).astype(np.float32)  # a copy
         if not (values < np.inf).all():
             raise DataError("the prior holds NaN or +inf; give finite numbers, or -inf to rule an item out.")
         if seen == "exclude":

@@ -7,7 +7,7 @@ computed once a title, so items that share a title are exactly as far away, in o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError, DataError
-from frugalrec.grounding.base import Grounder, Progress, checked_users
+from frugalrec.grounding.base import Grounder, ItemValues, Progress, checked_users, item_values
 from frugalrec.grounding.neighbours import ApproximateIndex, Metric, all_distances, prepared
 from frugalrec.grounding.questions import checked_titles, questions
 from frugalrec.grounding.reweighting import Origin
@@ -27,8 +27,6 @@ from frugalrec.llm.vectors import Embedder
 from frugalrec.recommenders.base import Seen, top_k
 from frugalrec.types import PAD, FloatArray, IntArray, LongArray, Ranking
 
-Weights = NDArray[Any] | Callable[[IntArray], NDArray[Any]]
-"""From 0 to 1: (n_items,), or user codes (b,) -> (b, n_items)."""
 Index = Literal["exact", "faiss"]
 
 NOTHING = np.empty(0, dtype=np.int32)
@@ -49,7 +47,7 @@ class NearestGrounder(Grounder):
         *,
         titles: Sequence[str] | None = None,
         metric: Metric = "l2",
-        weights: Weights | None = None,
+        weights: ItemValues | None = None,
         gamma: float = 0.0,
         origin: Origin = "nearest",
         index: Index = "exact",
@@ -64,7 +62,8 @@ class NearestGrounder(Grounder):
         self.metric = metric
         """`l2` as in the paper, or `cosine`: the distance between vectors of length one."""
         self.weights = weights
-        """Popularity or another model's scores, stretched to 0 to 1."""
+        """From 0 to 1: popularity, (n_items,), or a function that returns another model's scores of users,
+        (b,) -> (b, n_items), stretched by `score_weights`."""
         self.gamma = gamma
         """Strength of the weights; choose it on validation with `gamma_ranks` and `choose_gamma`."""
         self.origin = origin
@@ -180,19 +179,16 @@ class NearestGrounder(Grounder):
         return prepared(self.embedder.embed(list(written)), self.metric)
 
     def _weights(self, users: IntArray, n_items: int) -> NDArray[Any]:
-        """Return the weights of some users, (n, n_items); zeros where there is nothing to move."""
+        """Return the weights of some users, (n, n_items); zeros where there are none."""
         if not 0 <= self.gamma < np.inf:
             raise ConfigError(f"gamma must be a number of at least 0, not {self.gamma}.")
         if self.gamma and self.weights is None:
             raise ConfigError(f"gamma is {self.gamma}, but there are no weights; give weights, or gamma 0.")
-        weights = self.weights(users) if callable(self.weights) else self.weights
-        wide = np.zeros(n_items) if weights is None else np.asarray(weights)
-        if wide.shape not in ((n_items,), (users.size, n_items)) or not ((wide >= 0) & (wide <= 1)).all():
-            raise DataError(
-                f"weights must be ({n_items},) or ({users.size}, {n_items}), users by items, and between 0 "
-                f"and 1; got {wide.shape}. score_weights stretches any scores."
-            )
-        return np.broadcast_to(wide, (users.size, n_items))
+        weights = np.zeros(n_items) if self.weights is None else self.weights
+        found = item_values("weights", weights, users, n_items)
+        if not ((found >= 0) & (found <= 1)).all():
+            raise DataError("weights must lie between 0 and 1; stretch them with score_weights.")
+        return np.broadcast_to(found, (users.size, n_items))
 
     def _embedded(self, histories: Dataset) -> _Catalogue:
         titles = [clean_title(title, UNCUT) for title in checked_titles(self.titles, histories)]
