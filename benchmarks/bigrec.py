@@ -20,7 +20,7 @@ the valid fold. Rows:
 - `trie`: beams over the catalogue's titles; places behind the beams are filled up by
   `nearest (MiniLM)`;
 - `candidates`: the first stage's best `--candidates` by the likelihood of their titles, less a share of
-  what they have without history;
+  what they have without history (that share is paid once an item, and not in the cost a user);
 - `fused`: those with the first stage's scores; the weight may be 0.
 
 For the calibration users recent counts leave out their own rows of the valid fold. The ratio is what
@@ -36,6 +36,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -72,7 +73,7 @@ from frugalrec.recommenders.base import top_k
 from frugalrec.recommenders.sequential import SASRec
 from frugalrec.rng import generator
 from frugalrec.tuning.generative import GenerativeConfig, GenerativeTuner
-from frugalrec.types import Evaluation, FloatArray, IntArray, Ranking
+from frugalrec.types import Adapter, Evaluation, FloatArray, IntArray, Ranking
 
 ROOT = Path(__file__).resolve().parent.parent
 NOUNS = {"dealrec-games": "game", "dealrec-microlens-50k": "video"}
@@ -210,8 +211,8 @@ class Work:
         return LocalLM.load(self.options.model, dtype="float32", device="cpu")
 
     @cached_property
-    def adapter(self) -> Path:
-        """The tuned adapter's folder."""
+    def tuned(self) -> Adapter:
+        """The tuned adapter."""
         options, titles = self.options, self.data.titles
         rows = {}
         for fold, n in (("train", options.shots), ("valid", options.valid_shots)):
@@ -244,12 +245,12 @@ class Work:
         self.seconds["tuning_cpu"] = evidence["cpu_seconds"]
         self.tokens["tuning"] = evidence["tokens_trained"] + evidence["tokens_validated"]
         log(f"tuned: {evidence['samples_per_second']:.2f} samples/s, {evidence['validation']}")
-        return out
+        return found
 
     @cached_property
     def lm(self) -> LocalLM:
         """The tuned model."""
-        return LocalLM.load(self.options.model, adapter=self.adapter, dtype="float32", device="cpu")
+        return LocalLM.load(self.options.model, adapter=self.tuned.path, dtype="float32", device="cpu")
 
     def stored(
         self, name: str, fold: Fold, compute: Callable[[IntArray], Mapping[str, Any]]
@@ -258,7 +259,7 @@ class Work:
         found, users = [], self.users[fold]
         for start in range(0, users.size, CHUNK):
             some = users[start : start + CHUNK]
-            key = hashlib.sha256(repr((self.adapter.name, some.tolist(), name)).encode()).hexdigest()[:16]
+            key = digest(self.tuned.sha256, asdict(self.prompt), some.tolist(), name)
             path = self.options.folder / "said" / f"{self.options.data}-{name}-{fold}-{key}.npz"
             if not path.is_file():
                 began = time.process_time()
@@ -306,21 +307,39 @@ class Work:
     def _trie(self) -> TrieGrounder:
         return TrieGrounder(self.lm, self.prompt, beams=self.options.beams, titles=self.data.titles)
 
-    def likelihoods(self, fold: Fold, ranking: Ranking, surprise: float) -> dict[str, np.ndarray]:
-        """Return log-probabilities of the first stage's best, less a share of those without history."""
+    def likelihoods(self, fold: Fold, ranking: Ranking) -> dict[str, np.ndarray]:
+        """Return log-probabilities of the titles of the first stage's best."""
         depth = self.options.candidates
         row_of = {int(user): row for row, user in enumerate(ranking.users)}
-        asker = TitleLikelihood(self.lm, self.prompt, surprise=surprise)
-        cache = self.options.folder / "said" / f"{self.options.data}-answers.sqlite"
+        asker = TitleLikelihood(self.lm, self.prompt)
 
         def compute(users: IntArray) -> dict[str, Any]:
             head = ranking.take(np.array([row_of[int(user)] for user in users]))
             head = Ranking(users=head.users, items=head.items[:, :depth], scores=head.scores[:, :depth])
-            scores, usage = asker.score(self.parts.history(fold), head, self.data.titles, cache=cache)
+            scores, usage = asker.score(self.parts.history(fold), head, self.data.titles)
             return {"scores": scores, "tokens": tokens(usage, users)}
 
-        listed = hashlib.sha256(ranking.items.tobytes()).hexdigest()[:8]
-        return self.stored(f"likelihood-{depth}-{surprise}-{listed}", fold, compute)
+        return self.stored(f"likelihood-{depth}-{digest(ranking.items.tobytes())}", fold, compute)
+
+    def usual(self, ranking: Ranking) -> np.ndarray:
+        """Return what the titles of the first stage's best have after an empty history, (n_users, depth)."""
+        listed, where = np.unique(ranking.items[:, : self.options.candidates], return_inverse=True)
+        end = self.lm.tokenizer.eos_token or ""
+        texts = [self.prompt.answer(self.data.titles[item]) + end for item in listed]
+        found = []
+        for start in range(0, len(texts), 256):
+            some = texts[start : start + 256]
+            path = self.options.folder / "said" / f"usual-{digest(self.tuned.sha256, some)}.npy"
+            if not path.is_file():
+                (values,), _ = self.lm.loglikelihood([self.prompt.question([])], [some])
+                np.save(path, values)
+            found.append(np.load(path))
+        return np.concatenate(found)[where.reshape(len(ranking.users), -1)]
+
+
+def digest(*parts: Any) -> str:
+    """Return a name for a result from everything that decides it."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def tokens(usage: Any, users: IntArray) -> np.ndarray:
@@ -393,10 +412,10 @@ def nearest_arms(table: Table) -> Ranking:
     for arm, name in embedders.items():
         far = {fold: work.distances(fold, name) for fold in ("valid", "test")}
         table.scores(arm, lambda users, values=far["test"]: score(users, values), said)
+        unseen = far["test"].copy()  # what a user has seen is no candidate, so not the nearest either
+        work.mask(unseen, "test", work.users["test"], np.inf)
         if plain is None:
-            masked = -far["test"]
-            work.mask(masked, "test", work.users["test"], -np.inf)
-            items, values = top_k(masked.astype(np.float32), LISTED)
+            items, values = top_k(-unseen, LISTED)
             plain = Ranking(users=work.users["test"], items=items, scores=values)
         for label, weights in (
             ("popularity", {fold: popularity_weights(work.recent(fold)) for fold in far}),
@@ -411,7 +430,7 @@ def nearest_arms(table: Table) -> Ranking:
                 seen=parts.history("valid"),
             )
             gamma = choose_gamma(ranks, work.primary).weight
-            moved = reweight(far["test"], weights["test"], gamma)
+            moved = reweight(unseen, weights["test"], gamma)
             table.scores(f"{arm} x {label}", lambda users, values=moved: score(users, values), said)
             log(f"   gamma {gamma}")
     assert plain is not None
@@ -422,25 +441,28 @@ def llm_arms(table: Table) -> dict[str, Any]:
     """Judge the LLM's four ways; return what was chosen."""
     work = table.work
     plain = nearest_arms(table)
-    said = work.trie("test")
-    beams = Ranking(users=work.users["test"], items=said["items"], scores=said["scores"])
-    table.lists("trie", filled(beams, plain), said)
+    trie = work.trie("test")
+    beams = Ranking(users=work.users["test"], items=trie["items"], scores=trie["scores"])
+    table.lists("trie", filled(beams, plain), trie)
     cheap = {fold: work.cheap(fold) for fold in ("valid", "test")}
-    valid = {s: work.likelihoods("valid", cheap["valid"], s)["scores"] for s in SURPRISES}
+    said = {fold: work.likelihoods(fold, ranking) for fold, ranking in cheap.items()}
+    usual = {fold: work.usual(ranking) for fold, ranking in cheap.items()}
     fits: dict[float, Any] = {}
-    for surprise, odds in valid.items():
+    for surprise in SURPRISES:
 
-        def value(weight: float, odds: np.ndarray = odds) -> float:
-            fused = fuse(cheap["valid"], odds, weight, work.options.candidates)
+        def value(
+            weight: float, odds: np.ndarray = said["valid"]["scores"] - surprise * usual["valid"]
+        ) -> float:
+            fused = fuse(cheap["valid"], odds.astype(np.float32), weight, work.options.candidates)
             return table.listed("valid", "fused", fused).mean(work.primary)
 
         fits[surprise] = choose_weight(WEIGHTS, value)
     alone = max(SURPRISES, key=lambda s: fits[s].values[1.0])
     best = max(SURPRISES, key=lambda s: fits[s].values[fits[s].weight])
     for arm, surprise, weight in (("candidates", alone, 1.0), ("fused", best, fits[best].weight)):
-        said = work.likelihoods("test", cheap["test"], surprise)
-        table.lists(arm, fuse(cheap["test"], said["scores"], weight, work.options.candidates), said)
-    chosen = {"alone": alone, "surprise": best, "weight": fits[best].weight}
+        odds = (said["test"]["scores"] - surprise * usual["test"]).astype(np.float32)
+        table.lists(arm, fuse(cheap["test"], odds, weight, work.options.candidates), said["test"])
+    chosen = {"surprise_alone": alone, "surprise": best, "weight": fits[best].weight}
     log(f"chosen on calibration users: {chosen}; {fits[best].values}")
     return chosen
 
@@ -496,6 +518,7 @@ def main() -> None:
                 "paired": gaps,
                 "cost_per_user": costs,
                 "chosen": chosen,
+                "adapter_sha256": work.tuned.sha256,
                 "seconds": work.seconds,
                 "tokens": work.tokens,
                 "users": {fold: int(users.size) for fold, users in work.users.items()},
