@@ -20,7 +20,7 @@ from frugalrec.llm.loading import quiet_peft  # noqa: E402
 from frugalrec.llm.local import LocalLM  # noqa: E402
 from frugalrec.llm.models import sha256_of  # noqa: E402
 from frugalrec.testing.tiny_models import tiny_llama, tiny_qwen, tiny_t5  # noqa: E402
-from frugalrec.tuning import integrity  # noqa: E402
+from frugalrec.tuning import adapt, integrity  # noqa: E402
 from frugalrec.tuning.deliver import export, merge  # noqa: E402
 from frugalrec.tuning.integrity import verify  # noqa: E402
 from frugalrec.tuning.reload import log_probabilities  # noqa: E402
@@ -236,6 +236,26 @@ def test_interrupted_save_leaves_nothing_half_valid(base, good, tmp_path, monkey
         load(base, out)
     monkeypatch.setattr(integrity.os, "replace", replace)
     assert verify(tuned(base, out, layers=1).path, base).matrices == 14
+
+
+def test_evidence_is_never_that_of_an_earlier_adapter(base, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    earlier = tuned(base, out)
+    write = adapt.write_text
+
+    def dying(path, text):
+        if path.name == integrity.EVIDENCE:
+            raise KeyboardInterrupt
+        write(path, text)
+
+    monkeypatch.setattr(adapt, "write_text", dying)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(base, out, layers=1)
+    assert (out / MANIFEST).is_file() and not (out / integrity.EVIDENCE).exists()
+    monkeypatch.setattr(adapt, "write_text", write)
+    later = tuned(base, out, layers=1)
+    assert (earlier.evidence["config"]["layers"], later.evidence["config"]["layers"]) == (None, 1)
+    assert later.sha256 != earlier.sha256
 
 
 def test_adapter_that_answers_otherwise_is_not_put_in_place(base, tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def adapt(
         / outcome["training_seconds"],
         "versions": _versions(),
     }
-    write_text(out / "evidence.json", json.dumps(evidence, indent=1))
+    write_text(out / integrity.EVIDENCE, json.dumps(evidence, indent=1))
     shutil.rmtree(checkpoints)
     wait()
     return _finished(out, base)
@@ -158,13 +158,13 @@ def _trained(
 
 
 def _finished(out: Path, base: LocalLM) -> Adapter:
-    evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
+    evidence = json.loads((out / integrity.EVIDENCE).read_text(encoding="utf-8"))
     return Adapter(path=out, base=base.model, sha256=sha256_of(out / WEIGHTS), evidence=evidence)
 
 
 def _is_finished(out: Path, key: str) -> bool:
     """Return whether this very call has left a whole adapter."""
-    if not (out / "evidence.json").is_file():
+    if not (out / integrity.EVIDENCE).is_file():
         return False
     try:
         manifest = read_manifest(out)

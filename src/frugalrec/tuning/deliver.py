@@ -14,7 +14,7 @@ from frugalrec.errors import ModelError, StorageError
 from frugalrec.llm.adapters import CONFIG, MANIFEST, WEIGHTS, read_manifest, read_weights
 from frugalrec.llm.models import sha256_of
 from frugalrec.runs import storage_errors, write_text
-from frugalrec.tuning.integrity import manifest_probes
+from frugalrec.tuning.integrity import EVIDENCE, manifest_probes
 from frugalrec.tuning.reload import difference, fresh_copy, log_probabilities
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def export(adapter: Path, out: Path) -> list[str]:
     """
     adapter = Path(adapter)
     read_weights(adapter)
-    names = [name for name in (CONFIG, WEIGHTS, MANIFEST, "evidence.json") if (adapter / name).is_file()]
+    names = [name for name in (CONFIG, WEIGHTS, MANIFEST, EVIDENCE) if (adapter / name).is_file()]
     settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
     place = settings.get("base_model_name_or_path")
     if place and Path(place).is_absolute() and MANIFEST not in names:

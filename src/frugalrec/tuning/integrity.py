@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from frugalrec.llm.scoring import Query
 
 ASIDE = ".saving"
+EVIDENCE = "evidence.json"
+"""What `adapt` writes beside an adapter once it is in place: how it was trained."""
 N_PROBES = 4
 """Queries that a manifest keeps."""
 
@@ -126,7 +128,8 @@ def publish(draft: Draft, base: LocalLM) -> float:
     try:
         changed = check_reload(base, aside, draft.probes, draft.answers, four_bit=draft.four_bit)
         with storage_errors(draft.folder):
-            for name in (CONFIG, MANIFEST):  # of an earlier adapter
+            # Of an earlier adapter; its evidence first, lest it be taken for that of the new one.
+            for name in (EVIDENCE, CONFIG, MANIFEST):
                 (draft.folder / name).unlink(missing_ok=True)
             # No loader takes a folder without configuration, so that comes last.
             for name in (MANIFEST, WEIGHTS, CONFIG):
