@@ -106,6 +106,23 @@ def test_next_titles_of_a_data_set_then_verify_merge_and_export(command, tmp_pat
     assert code == 2 and "differs from what was written" in err
 
 
+def test_both_stages_have_the_same_matrices(command, prompts, alpaca, tmp_path):
+    tune = ("tune", prompts, "--llm", tmp_path / "unread", "--out", tmp_path / "x", "--instruct", alpaca)
+    for given, message in (
+        ("instruct.rank=2", "instruct.rank must be 8, not 2; give rank=2 for both"),
+        ("instruct.alpha=8", "instruct.alpha must be 16, not 8"),
+        ("instruct.method=rslora", "instruct.method must be lora, not rslora"),
+        ("instruct.target_modules=[q_proj]", "instruct.target_modules must be all-linear"),
+        ("instruct.layers=1", "instruct.layers must be None, not 1"),
+    ):
+        code, _, err = command(*tune, "--set", given)
+        assert code == 2 and message in err, err
+    # The same value given twice, and one that both stages share, pass on to the model, which is not there.
+    for given in (("instruct.rank=8",), ("rank=2",), ("rank=2", "instruct.rank=2")):
+        code, _, err = command(*tune, *(word for field in given for word in ("--set", field)))
+        assert code == 2 and "must be" not in err, err
+
+
 def test_bad_input_says_what_and_how_to_mend_it(command, model, prompts, tmp_path):
     tune = ("tune", prompts, "--llm", model, "--out", tmp_path / "x")
     for arguments, message in (

@@ -147,8 +147,17 @@ def test_second_stage_starts_where_the_first_ended(base, tmp_path):
     still = tuned(base, tmp_path / "still", rank=4, epochs=1, learning_rate=1e-9, start=str(first.path))
     for name, matrix in weights(first).items():
         np.testing.assert_allclose(matrix, weights(still)[name], atol=1e-7)
-    with pytest.raises(ModelError, match="has other shapes than the model"):
-        tuned(base, tmp_path / "rank", rank=2, start=str(first.path))
+    for name, change, message in (
+        ("rank", {"rank": 2}, "has r=4, and the options say 2.*the same rank"),
+        ("alpha", {"alpha": 8}, "has lora_alpha=16, and the options say 8.*the same alpha"),
+        ("rslora", {"method": "rslora"}, "has use_rslora=False.*say True.*the same method"),
+        ("dora", {"method": "dora"}, "has use_dora=False.*say True.*the same method"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            tuned(base, tmp_path / name, **{"rank": 4, "start": str(first.path)} | change)
+    other = LocalLM.load(tiny_llama(tmp_path / "other", seed=1), dtype="float32", device="cpu")
+    with pytest.raises(ModelError, match="was tuned on .*this base model is another one"):
+        tuned(other, tmp_path / "base", rank=4, start=str(first.path))
     with pytest.raises(ModelError, match="no place for"):
         tuned(base, tmp_path / "layers", rank=4, layers=1, start=str(first.path))
     with pytest.raises(ModelError, match="is not an adapter"):

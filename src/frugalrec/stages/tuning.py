@@ -31,6 +31,8 @@ CONFIGS: Mapping[str, type[TuningOptions]] = {"yes-no": PointwiseConfig, "next-t
 """Task -> the options of its tuner."""
 FIRST = "instruct."
 """What fields of the first stage begin with."""
+MATRICES = ("rank", "alpha", "method", "target_modules", "layers")
+"""Fields that say where matrices are and what they mean: the second stage goes on with those of the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,8 @@ def tune_adapter(request: TuneRequest, observer: Observer | None = None) -> dict
 
     watcher = observer or Observer()
     config = _config(request, first=False)
+    if request.instruct is not None:
+        _check_stages(_config(request, first=True), config)
     texts = None if request.instruct is None else read_instructions(request.instruct)
     join()
     base = _base(request, config)
@@ -123,7 +127,7 @@ def _config(request: TuneRequest, *, first: bool) -> TuningOptions:
     kind = TuningOptions if first else CONFIGS[request.task]
     own = {k: v for k, v in request.settings.items() if not k.startswith(FIRST)}
     if first:
-        shared = ("rank", "alpha", "dropout", "target_modules", "layers", "method", "gradient_checkpointing")
+        shared = (*MATRICES, "dropout", "gradient_checkpointing")
         own = {name: own[name] for name in shared if name in own} | {
             name.removeprefix(FIRST): value
             for name, value in request.settings.items()
@@ -139,6 +143,17 @@ def _config(request: TuneRequest, *, first: bool) -> TuningOptions:
         return kind(**given, seed=request.seed, report_to=request.report_to)
     except TypeError as error:  # a text where a number belongs
         raise ConfigError(f"tuning: a field has a value of the wrong kind ({error}): {given}.") from None
+
+
+def _check_stages(first: TuningOptions, second: TuningOptions) -> None:
+    """Refuse a first stage whose matrices the second cannot go on with."""
+    for name in MATRICES:
+        wanted, found = getattr(second, name), getattr(first, name)
+        if found != wanted:
+            raise ConfigError(
+                f"the second stage starts from the matrices of the first, so {FIRST}{name} must be {wanted}, "
+                f"not {found}; give {name}={found} for both, or leave {FIRST}{name} out."
+            )
 
 
 def _base(request: TuneRequest, config: TuningOptions) -> LocalLM:

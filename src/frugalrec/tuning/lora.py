@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,20 @@ import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 
 from frugalrec.errors import ConfigError, ModelError
-from frugalrec.llm.adapters import check_names
+from frugalrec.llm.adapters import CONFIG, check_base, check_names
 from frugalrec.llm.loading import quiet_peft
 from frugalrec.tuning.options import Method
 
 ALL_LINEAR = "all-linear"
+SCALE = {
+    "r": "rank",
+    "lora_alpha": "alpha",
+    "use_rslora": "method",
+    "use_dora": "method",
+    "rank_pattern": "rank",
+    "alpha_pattern": "alpha",
+}
+"""Fields of PEFT's configuration that say what matrices mean -> the option that sets them."""
 
 
 def add_lora(
@@ -156,12 +166,31 @@ def start_from(model: Any, weights: Mapping[str, torch.Tensor], adapter: Path) -
         adapter: Its folder.
 
     Raises:
-        ModelError: If names or shapes differ: rank, target_modules and layers must be the same.
+        ModelError: If it was tuned on another base model or scaled otherwise, or if names or shapes
+            differ: rank, alpha, method, target_modules and layers must be the same.
     """
+    check_base(adapter, model)
+    _check_scale(model, adapter)
     check_names(adapter, weights, model)
     result = set_peft_model_state_dict(model, dict(weights))
     if result.unexpected_keys:
         raise ModelError(f"the adapter {adapter} holds {result.unexpected_keys[0]}, which has no place here.")
+
+
+def _check_scale(model: Any, adapter: Path) -> None:
+    """Compare what matrices are multiplied by: it stands in PEFT's configuration, not in the weights."""
+    try:
+        saved = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{adapter / CONFIG} is damaged ({error}); tune the first stage again.") from None
+    (own,) = model.peft_config.values()
+    for name, option in SCALE.items():
+        found, wanted = saved.get(name) or False, getattr(own, name) or False
+        if found != wanted:
+            raise ModelError(
+                f"the adapter {adapter} that tuning starts from has {name}={found}, and the options say "
+                f"{wanted}: its matrices would mean something else. Give both stages the same {option}."
+            )
 
 
 def recompute_layers(model: Any) -> None:
