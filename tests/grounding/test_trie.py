@@ -94,6 +94,17 @@ def test_paths_are_the_tokens_that_training_reads(make, tmp_path):
         np.testing.assert_array_equal(path, query.targets[:, 0])
 
 
+def test_items_without_a_title_are_not_in_the_trie(tmp_path):
+    lm, prompt = LocalLM.load(tiny_llama(tmp_path)), NextTitlePrompt(noun="film")
+    trie = title_trie(lm, prompt, ["", "Heat", " ", "Alien", "\u200b", "Heat"])
+    assert trie.n_titles == 2 and trie.n_items == 3
+    assert sorted(map(trie.items_of, range(2))) == [[1, 5], [3]]
+    values = np.array([[9, 1, 9, 2, 9, 3]], dtype=np.float32)
+    assert sorted(trie.title_values(values)[0].tolist()) == [2, 3]
+    with pytest.raises(DataError, match="item 7 has none"):
+        TitleTrie.build([[1], []], [4, 7])
+
+
 def test_a_prompt_that_merges_with_its_answers_is_refused(tmp_path):
     class Glued(NextTitlePrompt):
         def question(self, history):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frugalrec.errors import ConfigError
-from frugalrec.llm.prompts import UNTITLED, RerankPrompt, chat_frame, clean_title
+from frugalrec.llm.prompts import UNTITLED, RerankPrompt, chat_frame, clean_title, has_text
 
 
 def test_history_prompt_word_for_word():
@@ -57,6 +57,12 @@ def test_group_is_prefix_and_one_suffix_per_candidate_with_the_target_last():
 )
 def test_titles_are_cleaned(raw, clean):
     assert clean_title(raw) == clean
+    assert has_text(raw) == (clean != UNTITLED)
+
+
+@given(st.text())
+def test_text_is_what_cleaning_leaves(title):
+    assert has_text(title) == (clean_title(title + ".", 1 << 20) != ".")
 
 
 def test_long_titles_are_cut_with_a_mark():

@@ -65,8 +65,9 @@ class TitleLikelihood:
             cache: An SQLite file of earlier answers; the call reads and extends it.
 
         Returns:
-            Log-probabilities, (n_users, k) float32, NaN where the ranking is padded; and what was spent
-            in this call (answers from the cache cost nothing and are not in it).
+            Log-probabilities, (n_users, k) float32, NaN where the ranking is padded or an item's title
+            holds no text; and what was spent in this call (answers from the cache cost nothing and are
+            not in it).
         """
         if self.users_per_batch < 1:
             raise ConfigError(f"users_per_batch must be at least 1, not {self.users_per_batch}.")
@@ -76,7 +77,8 @@ class TitleLikelihood:
         users = checked_users(ranking.users, histories)
         texts = questions(self.lm, self.prompt, histories, users, names, room=ROOM)
         end = getattr(getattr(self.lm, "tokenizer", None), "eos_token", None) or ""
-        listed = np.unique(ranking.items[ranking.items != PAD]).tolist()
+        asked = (ranking.items != PAD) & np.array([bool(name) for name in names])[ranking.items]
+        listed = np.unique(ranking.items[asked]).tolist()
         answers = {item: self.prompt.answer(names[item]) + end for item in listed}
         scores = np.full(ranking.items.shape, np.nan, dtype=np.float32)
         with AnswerCache(cache) if cache is not None else nullcontext() as store:
@@ -84,11 +86,11 @@ class TitleLikelihood:
             usual = asker.ask([self.prompt.question([])], [list(answers.values())]) if self.surprise else {}
             for start in range(0, users.size, self.users_per_batch):
                 rows = range(start, min(start + self.users_per_batch, users.size))
-                wanted = [[answers[i] for i in ranking.items[row].tolist() if i != PAD] for row in rows]
+                wanted = [[answers[i] for i in ranking.items[row, asked[row]].tolist()] for row in rows]
                 known = asker.ask([texts[row] for row in rows], wanted)
                 for row, own in zip(rows, wanted, strict=True):
                     values = [known[texts[row], a] - self._usual(usual, a) for a in own]
-                    scores[row, ranking.items[row] != PAD] = values
+                    scores[row, asked[row]] = values
                 if progress is not None:
                     progress(rows.stop, users.size)
         return scores, asker.usage

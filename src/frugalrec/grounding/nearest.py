@@ -92,9 +92,11 @@ class NearestGrounder(Grounder):
         return written, usage
 
     def distances(self, histories: Dataset, written: Sequence[str]) -> FloatArray:
-        """Return how far each item is from each written title, (n, n_items) float32, not re-weighted."""
-        catalogue = self._embedded(histories)
-        return all_distances(self._queries(written), catalogue.vectors)[:, catalogue.title_of_item]
+        """Return how far each item is from each written title, (n, n_items) float32, not re-weighted.
+
+        Items whose title holds no text are infinitely far away.
+        """
+        return self._embedded(histories).distances(self._queries(written))
 
     def _ground(
         self, histories: Dataset, users: IntArray, k: int, seen: Seen, progress: Progress
@@ -123,7 +125,7 @@ class NearestGrounder(Grounder):
         skip: Sequence[IntArray],
         k: int,
     ) -> tuple[IntArray, FloatArray]:
-        far = all_distances(queries, catalogue.vectors)[:, catalogue.title_of_item].astype(np.float64)
+        far = catalogue.distances(queries).astype(np.float64)
         for row, items in zip(far, skip, strict=True):
             row[items] = np.inf
         nearest = self._nearest(far)
@@ -191,24 +193,30 @@ class NearestGrounder(Grounder):
         return np.broadcast_to(found, (users.size, n_items))
 
     def _embedded(self, histories: Dataset) -> _Catalogue:
-        titles = [clean_title(title, UNCUT) for title in checked_titles(self.titles, histories)]
+        titles = [title and clean_title(title, UNCUT) for title in checked_titles(self.titles, histories)]
         if self._catalogue is None or self._catalogue.titles != titles:
             self._catalogue = _Catalogue(titles, self.embedder, self.metric)
         return self._catalogue
 
 
 class _Catalogue:
-    """Vectors of the different titles, and which items have them."""
+    """Vectors of the different titles, and which items have them; an empty title is none."""
 
     def __init__(self, titles: list[str], embedder: Embedder, metric: Metric) -> None:
         self.titles = titles
-        distinct = sorted(set(titles))
-        number = {title: n for n, title in enumerate(distinct)}
+        distinct = sorted(set(titles) - {""})
+        number = {"": -1} | {title: n for n, title in enumerate(distinct)}
         self.vectors = prepared(embedder.embed(distinct), metric)
         self.title_of_item = np.array([number[title] for title in titles], dtype=np.int64)
         self.indptr = np.searchsorted(np.sort(self.title_of_item), np.arange(len(distinct) + 1))
         self.items = np.argsort(self.title_of_item, kind="stable").astype(np.int32)
         self.index: ApproximateIndex | None = None
+
+    def distances(self, queries: FloatArray) -> FloatArray:
+        """Return how far each item is from each query, (n, n_items); +inf without a title."""
+        found = all_distances(queries, self.vectors)[:, self.title_of_item]
+        found[:, self.title_of_item < 0] = np.inf
+        return found
 
     def items_of(self, titles: LongArray) -> tuple[IntArray, LongArray]:
         """Return the items of some titles, (m,), and the place of each one's title; -1 has none."""

@@ -9,6 +9,7 @@ from frugalrec.data.dataset import Dataset
 from frugalrec.errors import DataError, ModelError
 from frugalrec.llm.base import LanguageModel
 from frugalrec.llm.next_title import NextTitlePrompt
+from frugalrec.llm.prompts import has_text
 from frugalrec.types import IntArray
 
 
@@ -21,20 +22,23 @@ def questions(
     *,
     room: int,
 ) -> list[str]:
-    """Return one question a user; those too long for the model lose their oldest titles, as in training.
+    """Return one question a user, as in training: without the items of its window that have no title.
+
+    Those too long for the model lose their oldest titles.
 
     Args:
         lm: The model that is asked.
         prompt: How questions are written.
         histories: What is known of the users.
         users: User codes.
-        titles: Title of each item code.
+        titles: Title of each item code, empty where there is none.
         room: Tokens to leave free for the answer.
 
     Raises:
         ModelError: If a question with one title is too long.
     """
-    shown = [[titles[int(item)] for item in histories.history(int(user))[-prompt.window :]] for user in users]
+    windows = [histories.history(int(user))[-prompt.window :].tolist() for user in users]
+    shown = [[titles[item] for item in window if titles[item]] for window in windows]
     texts = [prompt.question(history) for history in shown]
     limit = getattr(lm, "max_tokens", None)
     if limit is None:
@@ -56,12 +60,17 @@ def questions(
 
 
 def checked_titles(titles: Sequence[str] | None, histories: Dataset) -> list[str]:
-    """Return the title of each item code; default: those of the data set.
+    """Return the title of each item code, empty for those without text; default: those of the data set.
+
+    An item without a title is neither shown nor listed: to a model, all of them would be the same.
 
     Raises:
-        DataError: If there is not one an item.
+        DataError: If there is not one an item, or none has text.
     """
     found = list(histories.titles if titles is None else titles)
     if len(found) != histories.n_items:
         raise DataError(f"expected {histories.n_items} titles, one an item; got {len(found)}.")
+    found = [title if has_text(title) else "" for title in found]
+    if not any(found):
+        raise DataError(f"none of {len(found)} titles has any text; a language model needs titles.")
     return found

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frugalrec.errors import DataError, ModelError
+from frugalrec.llm.prompts import has_text
 from frugalrec.types import FloatArray, IntArray, LongArray
 
 if TYPE_CHECKING:
@@ -51,24 +52,29 @@ class TitleTrie:
     item_indptr: LongArray
     """Row pointers into `items`, (n_titles + 1,)."""
     items: IntArray
-    """Item codes of all titles, ascending inside a title."""
+    """Item codes of all titles, ascending inside a title; items without a title are not there."""
 
     @classmethod
-    def build(cls, sequences: Sequence[Sequence[int]]) -> TitleTrie:
-        """Build the trie of one token sequence an item, (n_items,).
+    def build(cls, sequences: Sequence[Sequence[int]], items: Sequence[int] | None = None) -> TitleTrie:
+        """Build the trie of one token sequence an item.
+
+        Args:
+            sequences: Tokens, one sequence an item.
+            items: The items' codes, ascending; default: 0, 1, 2, ...
 
         Raises:
             DataError: If there is no sequence, or one is empty.
         """
+        codes = np.arange(len(sequences)) if items is None else np.asarray(items)
         lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
         if not lengths.size or not lengths.min():
-            empty = f"item {int(lengths.argmin())} has none" if lengths.size else "there are no items"
+            empty = f"item {codes[lengths.argmin()]} has none" if lengths.size else "there are no items"
             raise DataError(f"a trie needs a title of at least one token an item; {empty}.")
         tokens = np.full((lengths.size, int(lengths.max())), -1, dtype=np.int64)
         tokens[np.arange(tokens.shape[1]) < lengths[:, None]] = np.concatenate([list(s) for s in sequences])
         rows, owner = _distinct_rows(tokens)
         sizes = (rows >= 0).sum(axis=1)
-        by_title = np.argsort(owner, kind="stable").astype(np.int32)
+        by_title = codes[np.argsort(owner, kind="stable")].astype(np.int32)
         counts = np.bincount(owner, minlength=len(rows))
         return cls(
             **_nodes(rows, sizes),
@@ -90,7 +96,7 @@ class TitleTrie:
 
     @property
     def n_items(self) -> int:
-        """Number of items."""
+        """Number of items with a title."""
         return int(self.items.size)
 
     @property
@@ -129,7 +135,8 @@ class TitleTrie:
 def title_trie(lm: LocalLM, prompt: NextTitlePrompt, titles: Sequence[str]) -> TitleTrie:
     """Return the trie of the answers that `prompt` expects, as `lm` splits them into tokens.
 
-    A path ends with the end-of-text token where the model has one, as in training.
+    A path ends with the end-of-text token where the model has one, as in training. Items whose title
+    holds no text are left out.
 
     Args:
         lm: The model.
@@ -140,7 +147,8 @@ def title_trie(lm: LocalLM, prompt: NextTitlePrompt, titles: Sequence[str]) -> T
         ModelError: If the tokenizer merges the end of a prompt with the beginning of an answer.
     """
     question = prompt.question([])
-    return TitleTrie.build(answer_tokens(lm, question, [prompt.answer(title) for title in titles]))
+    items = [item for item, title in enumerate(titles) if has_text(title)]
+    return TitleTrie.build(answer_tokens(lm, question, [prompt.answer(titles[i]) for i in items]), items)
 
 
 def answer_tokens(lm: LocalLM, question: str, answers: Sequence[str]) -> list[list[int]]:

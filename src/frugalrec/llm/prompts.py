@@ -48,6 +48,15 @@ def clean_title(title: str, max_chars: int = 120) -> str:
     return text or UNTITLED
 
 
+def has_text(title: str) -> bool:
+    r"""Return whether anything is left of a title when it is clean; `clean_title` names the others untitled.
+
+    >>> has_text("Untitled"), has_text(" \u200b\n")
+    (True, False)
+    """
+    return any(unicodedata.category(c)[0] not in "CZ" for c in unicodedata.normalize("NFKC", title))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RerankPrompt:
     r"""The yes/no question "would this user choose this item?", as a prefix and a suffix.
