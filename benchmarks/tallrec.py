@@ -9,7 +9,7 @@ rows). Of book the published train file cannot be had: a seeded draw of 1,427 of
 serves as train, the other 1,000 as valid, and so says the table. Rows:
 
 - controls: `history` (share of liked titles in the row itself), `item` (like-rate of the target among
-  all train rows), `history + item`;
+  all train rows), `history + item`; `leniency`, a Rasch model of both that reads titles (MiniLM);
 - the paper's baselines, trained on the shots (the epoch chosen on `--valid-shots` rows): GRU4Rec,
   Caser, SASRec, DROS on ids, GRU-BERT and DROS-BERT on frozen MiniLM vectors; `sasrec, all rows`;
 - the LLM untuned: asked in TALLRec's words (`zero-shot`), behind four answered questions
@@ -65,6 +65,7 @@ from frugalrec.llm.preferences import PreferencePrompt
 from frugalrec.llm.queries import answer_queries
 from frugalrec.recommenders.feedback import FeedbackModel
 from frugalrec.recommenders.feedback_config import FEEDBACK_MODELS, FeedbackConfig
+from frugalrec.recommenders.leniency import Leniency
 from frugalrec.rng import generator
 from frugalrec.tuning import PointwiseConfig, PointwiseTuner, TrainingRow
 from frugalrec.tuning.rows import few_shots
@@ -370,10 +371,21 @@ class Cheap:
         return SentenceEncoder.load("minilm-l6", cache=self.store.folder / "vectors")
 
     def controls(self, domain: Domain) -> dict[str, np.ndarray]:
-        """Return the like-rate controls of test rows."""
+        """Return the scores of test rows that come from counting."""
         history = history_like_rate(domain.rows["test"])
         item = item_like_rate(domain.rows["train"], domain.rows["test"])
-        return {"history": history, "item": item, "history + item": history + item}
+        leniency = self.leniency(domain)["test"]
+        return {"history": history, "item": item, "history + item": history + item, "leniency": leniency}
+
+    def leniency(self, domain: Domain) -> dict[str, np.ndarray]:
+        """Return log-odds of a Rasch model of users and titles, fitted on all train rows."""
+
+        def compute() -> dict[str, Any]:
+            model = Leniency(embedder=self.encoder).fit(domain.rows["train"])
+            return {fold: model.score(domain.rows[fold]) for fold in ("valid", "test")}
+
+        sizes = "-".join(str(len(domain.rows[fold])) for fold in ("valid", "test"))
+        return self.store.get(f"{domain.name}/leniency-{sizes}", compute)
 
     def baseline(self, domain: Domain, name: str, shots: int | None, seed: int) -> dict[str, np.ndarray]:
         """Return a baseline's logits of valid and test rows, trained on some shots or on all rows."""
@@ -400,13 +412,14 @@ class Cheap:
         return self.store.get(f"{domain.name}/{name}-{shots or 'all'}-{seed}-{chosen}-{sizes}", compute)
 
     def signals(self, domain: Domain, fold: str) -> dict[str, np.ndarray]:
-        """Return the cheap signals of a fold's rows: rates as log-odds, how much is known, SASRec."""
+        """Return the cheap signals of a fold's rows, as log-odds."""
         rows, train = domain.rows[fold], domain.rows["train"]
         sasrec = [self.baseline(domain, "sasrec", None, seed)[fold] for seed in range(3)]
         return {
             "history like-rate": logit(history_like_rate(rows, smoothing=1.0)),
             "item like-rate": logit(item_like_rate(train, rows)),
             "SASRec": np.mean(sasrec, axis=0),
+            "leniency": self.leniency(domain)[fold],
         }
 
 
