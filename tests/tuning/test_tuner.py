@@ -145,6 +145,10 @@ def test_killed_run_goes_on_where_it_was(base, tmp_path):
     whole = PointwiseTuner(CONFIG).tune(base, ROWS, HELD_OUT, tmp_path / "whole")
     with pytest.raises(Killed):
         PointwiseTuner(CONFIG).tune(base, ROWS, HELD_OUT, tmp_path / "cut", progress=kill)
+    # What the killed call had spent at its last checkpoint; as if that had been an hour.
+    spent = tmp_path / "cut" / "checkpoints" / "spent.json"
+    assert 0 < json.loads(spent.read_text())["cpu_seconds"] < 3600
+    spent.write_text(json.dumps({"seconds": 3600.0, "cpu_seconds": 1800.0}))
     half = tmp_path / "cut" / "checkpoints" / "checkpoint-999"
     half.mkdir()  # a checkpoint that the kill caught half-written
     steps = []
@@ -156,6 +160,7 @@ def test_killed_run_goes_on_where_it_was(base, tmp_path):
     )  # a checkpoint every second step; the kill struck before the one of step 10
     assert steps[-1] == 16
     assert resumed.sha256 == whole.sha256
+    assert 3600 < resumed.evidence["seconds"] < 7200 and 1800 < resumed.evidence["cpu_seconds"] < 3600
     assert resumed.evidence["loss_curve"] == whole.evidence["loss_curve"]
     assert resumed.evidence["validation"] == whole.evidence["validation"]
 
@@ -188,8 +193,9 @@ def test_checkpoint_of_another_call_is_not_resumed(base, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         PointwiseTuner(CONFIG).tune(base, ROWS, None, tmp_path, progress=kill)
+    (tmp_path / "checkpoints" / "spent.json").write_text('{"seconds": 3600.0, "cpu_seconds": 1800.0}')
     adapter = PointwiseTuner(CONFIG).tune(base, ROWS[:24], None, tmp_path)
-    assert adapter.evidence["resumed_at"] == 0
+    assert adapter.evidence["resumed_at"] == 0 and adapter.evidence["seconds"] < 3600
 
 
 def test_listwise_loss_tunes_too(base, tmp_path):

@@ -22,6 +22,7 @@ from frugalrec.tuning.kept_states import keep_states
 from frugalrec.tuning.options import TuningOptions
 from frugalrec.tuning.processes import is_main, wait
 from frugalrec.tuning.reload import fresh_copy
+from frugalrec.tuning.spent import Spent
 from frugalrec.tuning.training import Item, Task, train
 from frugalrec.types import Adapter
 
@@ -69,15 +70,16 @@ def adapt(
     """
     if base.adapter is not None:
         raise ModelError(f"{base.model} already carries the adapter {base.adapter}; tune the plain model.")
-    started, cpu = time.perf_counter(), time.process_time()
+    spent = Spent()
     start = None if options.start is None else read_weights(Path(options.start))
     key = _key(base, options, content)
     if _is_finished(out, key):
         return _finished(out, base)
     checkpoints = _prepared(out, key)
+    spent.resume(checkpoints)
     fresh = fresh_copy(base, four_bit=options.method == "qlora")
     chosen = plan(fresh)
-    model, outcome = _trained(fresh.network, chosen, options, start, checkpoints, progress)
+    model, outcome = _trained(fresh.network, chosen, options, start, checkpoints, progress, spent)
     if not is_main():
         wait()
         return _finished(out, base)
@@ -97,8 +99,7 @@ def adapt(
         "tokens_validated": epochs * sum(map(length, chosen.validation)),
         **chosen.evidence,
         "reload_difference": changed,
-        "seconds": time.perf_counter() - started,
-        "cpu_seconds": time.process_time() - cpu,
+        **spent.read(),
         # A resumed run has trained only the steps after its checkpoint.
         "samples_per_second": epochs
         * chosen.n_rows
@@ -119,6 +120,7 @@ def _trained(
     start: Mapping[str, Any] | None,
     checkpoints: Path,
     progress: Progress | None,
+    spent: Spent,
 ) -> tuple[Any, dict[str, Any]]:
     model = lora.add_lora(
         network,
@@ -152,6 +154,7 @@ def _trained(
         accumulation=options.accumulation,
         report_to=options.report_to,
         progress=progress,
+        saved=lambda: spent.keep(checkpoints),
     )
     outcome["training_seconds"] += reading_s
     return model, outcome

@@ -27,8 +27,10 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         folder: Path,
         per_epoch: int,
         validate: Callable[[Any], dict[str, float]],
+        saved: Callable[[], None] | None = None,
     ) -> None:
         self.progress, self.folder, self.per_epoch, self.validate = progress, folder, per_epoch, validate
+        self.saved = saved
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
         self.trainer: Any = None
@@ -77,7 +79,9 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         write_text(self.folder / "validation.json", json.dumps(self.history))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Remove adapters that nobody can want any more."""
+        """Tell of the checkpoint, and remove adapters that nobody can want any more."""
+        if self.saved is not None and state.is_world_process_zero:
+            self.saved()
         # From here on no run goes back behind this epoch, so that only its best so far can be wanted.
         if state.is_world_process_zero and self.history:
             for path in self.folder.glob("epoch-*.safetensors"):

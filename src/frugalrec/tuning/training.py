@@ -133,6 +133,7 @@ def train(
     accumulation: int = 1,
     report_to: Sequence[str] = (),
     progress: Progress | None = None,
+    saved: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Train the LoRA matrices in place and return the curve.
 
@@ -149,10 +150,11 @@ def train(
         accumulation: Passes that each process splits its part of a step into.
         report_to: Experiment trackers; see `TRACKERS`.
         progress: Is told of the steps.
+        saved: Is told of each checkpoint once it is whole, in the main process.
 
     Returns:
         `loss_curve` ((step, loss) pairs), `validation` (one entry an epoch), `best_epoch`, `resumed_at`,
-        and of this process `training_seconds` and `validation_seconds`.
+        and of this call `training_seconds` and `validation_seconds`.
     """
     order = batches([task.length(item) for item in items], items_per_batch, epochs, seed)
     weights = [task.weight(item) for item in items]
@@ -165,7 +167,7 @@ def train(
     def validate(current: Any) -> dict[str, float]:
         return task.judge(current, validation) if validation else {}
 
-    reporter = Reporter(progress, folder, len(order) // epochs, validate)
+    reporter = Reporter(progress, folder, len(order) // epochs, validate, saved)
     with _logs_beside(folder):
         trainer = _Trainer(
             model=model,
