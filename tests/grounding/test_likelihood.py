@@ -44,6 +44,19 @@ def test_scores_are_those_of_the_trie(make, tmp_path):
     np.testing.assert_array_equal(fuse(lists, scores, 1.0).items[0], lists.items[0][order])
 
 
+def test_scores_are_those_of_the_trie_where_histories_are_cut(tmp_path):
+    lm = LocalLM.load(tiny_llama(tmp_path, max_position_embeddings=100))
+    prompt, long = NextTitlePrompt(noun="film", window=40), cycle_dataset(n_users=3, n_items=20, length=30)
+    trie = TrieGrounder(lm, prompt, beams=30)
+    lists, _ = trie.ground(long, np.arange(3), k=20, seen="include")
+    ask = TitleLikelihood(lm, prompt)
+    scores, _ = ask.score(long, lists)
+    np.testing.assert_allclose(scores, lists.scores, atol=1e-4)
+    assert ask._longest == (long.titles, trie.trie(long).longest)
+    cut = long.where(np.arange(long.n) % 30 >= 1)  # the oldest title is lost anyway
+    np.testing.assert_array_equal(ask.score(cut, lists)[0], scores)
+
+
 def test_namesakes_share_an_answer_and_nothing_is_asked_twice():
     lm = FakeLLM()
     scores, usage = TitleLikelihood(lm, PROMPT).score(DATA, candidates(), TITLES)

@@ -1,7 +1,8 @@
 """Candidate likelihood: how likely the LLM finds each title of a given list, as scores for fusion.
 
 The user's prompt is computed once for all candidates. The score is the log-probability (nats) of the
-title and the end of the text after it, as in trie grounding, so both agree to rounding.
+title and the end of the text after it, as in trie grounding, and both leave the same room for titles:
+they ask the same questions, and agree to rounding.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +23,6 @@ from frugalrec.ledger import Usage
 from frugalrec.llm.base import LanguageModel
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.types import PAD, FloatArray, Ranking
-
-ROOM = 64
-"""Tokens that a prompt leaves free for a title."""
 
 
 class TitleLikelihood:
@@ -43,6 +42,7 @@ class TitleLikelihood:
         """Share of a title's log-probability after an empty history that is taken off: 0 leaves likely
         and short titles their advantage, 1 counts only what the user's history changes."""
         self.users_per_batch = users_per_batch
+        self._longest: tuple[list[str], int] | None = None
 
     def score(
         self,
@@ -75,8 +75,8 @@ class TitleLikelihood:
             raise ConfigError(f"surprise must be a number of at least 0, not {self.surprise}.")
         names = checked_titles(titles, histories)
         users = checked_users(ranking.users, histories)
-        texts = questions(self.lm, self.prompt, histories, users, names, room=ROOM)
         end = getattr(getattr(self.lm, "tokenizer", None), "eos_token", None) or ""
+        texts = questions(self.lm, self.prompt, histories, users, names, room=self._room(names, end))
         asked = (ranking.items != PAD) & np.array([bool(name) for name in names])[ranking.items]
         listed = np.unique(ranking.items[asked]).tolist()
         answers = {item: self.prompt.answer(names[item]) + end for item in listed}
@@ -94,6 +94,19 @@ class TitleLikelihood:
                 if progress is not None:
                     progress(rows.stop, users.size)
         return scores, asker.usage
+
+    def _room(self, titles: list[str], end: str) -> int:
+        """Return the tokens of the longest title, the end included; found out once a catalogue."""
+        if getattr(self.lm, "max_tokens", None) is None:
+            return 0  # nothing has to fit
+        if self._longest is None or self._longest[0] != titles:
+            from frugalrec.llm.queries import continuation_queries
+
+            answers = {self.prompt.answer(title) + end for title in titles if title}
+            lm: Any = self.lm  # a model that knows its limit has tokens
+            (queries,) = continuation_queries(lm, [self.prompt.question([])], [sorted(answers)])
+            self._longest = (titles, max(len(query.positions) for query in queries))
+        return self._longest[1]
 
     def _usual(self, usual: dict[tuple[str, str], float], answer: str) -> float:
         return self.surprise * usual[self.prompt.question([]), answer] if self.surprise else 0.0
