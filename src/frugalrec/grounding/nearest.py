@@ -68,7 +68,7 @@ class NearestGrounder(Grounder):
         """Strength of the weights; choose it on validation with `gamma_ranks` and `choose_gamma`."""
         self.origin = origin
         self.index = index
-        """`exact`, or `faiss`: an approximate search, to try where a large catalogue makes exact search slow."""
+        """`exact`, or `faiss`: an approximate search, to try where a large catalogue makes exact slow."""
         self.max_new_tokens = max_new_tokens
         self.users_per_batch = users_per_batch
         self._catalogue: _Catalogue | None = None
