@@ -67,7 +67,22 @@ def test_layers_below_do_not_run_in_a_step(tmp_path):
     assert ran == [0, 1]  # the network is given back as it was
 
 
-def test_encoders_and_full_depth_are_left_alone(tmp_path):
+def test_only_rows_whose_states_are_used_are_read(tmp_path, monkeypatch):
+    lm = LocalLM.load(tiny_llama(tmp_path / "m"), dtype="float32", device="cpu")
+    read = []
+    own = kept_states.KeptStates.read
+    monkeypatch.setattr(
+        kept_states.KeptStates,
+        "read",
+        lambda self, model, items: read.append(len(items)) or own(self, model, items),
+    )
+    pointwise(lm, tmp_path / "yes-no")  # 15 rows in 5 groups; its validation runs whole passes
+    generative(lm, tmp_path / "titles")  # 10 rows, and 3 that are judged by their loss
+    assert read == [5, 10, 3]
+
+
+def test_encoders_and_full_depth_are_left_alone(tmp_path, caplog):
+    caplog.set_level("INFO")
     for maker, layers in ((tiny_t5, 1), (tiny_llama, 2)):
         lm = LocalLM.load(maker(tmp_path / maker.__name__), dtype="float32", device="cpu")
         model = lora.add_lora(
@@ -75,3 +90,4 @@ def test_encoders_and_full_depth_are_left_alone(tmp_path):
         )
         task = ResponseTask(lm.pad_id)
         assert kept_states.keep_states(task, model, layers, GenerativeTuner()._queries(lm, ROWS)) is task
+    assert "read in each epoch" not in caplog.text  # nothing was too large

@@ -80,7 +80,7 @@ class KeptStates(Task[Item]):
 
     def judge(self, model: Any, items: Sequence[Item]) -> dict[str, float]:
         """Return validation figures; a task that has its own way runs whole passes."""
-        if type(self.task).judge is Task.judge:
+        if _is_judged_by_loss(self.task):
             return super().judge(model, items)
         return self.task.judge(model, items)
 
@@ -89,28 +89,38 @@ class KeptStates(Task[Item]):
         return self.task.queries(items)
 
 
-def keep_states(task: Task[Item], model: Any, layers: int, *sets: Sequence[Item]) -> Task[Item]:
+def _is_judged_by_loss(task: Task[Any]) -> bool:
+    """Return whether validation reads items as training does, so that their states are of use."""
+    return type(task).judge is Task.judge
+
+
+def keep_states(
+    task: Task[Item], model: Any, layers: int, items: Sequence[Item], validation: Sequence[Item] = ()
+) -> Task[Item]:
     """Return a task that runs the tuned layers only, or the same task where that cannot be.
 
     Args:
         task: What is learned.
         model: The network with LoRA matrices in its top layers.
         layers: How many of them.
-        sets: Training and validation items.
+        items: Training items.
+        validation: Validation items; those of a task that judges in its own way are not read.
     """
     network = unwrapped(model).get_base_model()
     if network.config.is_encoder_decoder:
         return task
     stack = layer_list(network)
     cut = len(stack) - layers
+    if cut == 0:  # there is nothing below
+        return task
     weight = network.get_input_embeddings().weight
-    tokens = sum(task.length(item) for items in sets for item in items)
+    sets = [items, validation] if validation and _is_judged_by_loss(task) else [items]
+    tokens = sum(task.length(item) for part in sets for item in part)
     size = tokens * weight.shape[1] * weight.element_size()
-    if cut == 0 or size > BUDGET_BYTES:
+    if size > BUDGET_BYTES:
         log.info("rows are read in each epoch: their states would take %d MiB", size >> 20)
         return task
     kept = KeptStates(task, stack, cut)
-    for items in sets:
-        if items:
-            kept.read(model, items)
+    for part in sets:
+        kept.read(model, part)
     return kept
