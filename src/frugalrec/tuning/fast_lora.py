@@ -1,4 +1,4 @@
-"""Faster LoRA layers on a CPU: the same loss and gradients as PEFT's own, in fewer passes over memory.
+"""Faster LoRA layers on a CPU: PEFT's own loss and gradients (float32), in fewer passes over memory.
 
 A LoRA layer computes y = W x + s B A D(x), with D the dropout. PEFT does it in nine tensor operations,
 each with a result of its own, and autograd keeps most of them. Here it is one autograd function: the
@@ -10,7 +10,9 @@ Dropout is most of what a plain step loses. PyTorch draws one number for each el
 reads, on one thread however many there are: with all linear layers of a 135M model tuned, 30 million
 draws for 200 tokens, about a quarter of a second. The gaps between dropped elements are geometric, so
 drawing the gaps gives the same distribution with 20 times fewer draws at p = 0.05. The draws are others
-than PEFT's, as with another seed; with no dropout the results are the same up to rounding.
+than PEFT's, as with another seed; with no dropout the results are the same up to rounding in float32.
+In bfloat16 they are close, not the same: A and B are rounded to bfloat16 for the low-rank products, where
+PEFT computes these in float32.
 
 What is not a plain LoRA layer (DoRA and other variants, several active adapters, biases in the
 adapter, merged weights, quantised or tuned base weights, hooks, autocast, GPUs) runs PEFT's own code.
