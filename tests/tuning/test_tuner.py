@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch", reason="needs frugalrec[llm]")
 transformers = pytest.importorskip("transformers", reason="needs frugalrec[llm]")
 pytest.importorskip("peft", reason="needs frugalrec[llm]")
 
+from frugalrec.llm import queries  # noqa: E402
 from frugalrec.llm.adapters import WEIGHTS  # noqa: E402
 from frugalrec.llm.local import LocalLM  # noqa: E402
 from frugalrec.llm.scoring import Query  # noqa: E402
@@ -234,16 +236,31 @@ def test_damaged_adapter_is_found_out(base, tuned, tmp_path):
     weights = load_file(adapter.path / "adapter_model.safetensors")
     save_file({k: 1.5 * v for k, v in weights.items()}, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_bytes((adapter.path / "adapter_config.json").read_bytes())
-    queries = [
+    asked = [
         Query(tokens=tuple(base.encode([row.prompt])[0]), positions=(2,), targets=np.array([[3, 4]]))
         for row in ROWS[:6]
     ]
     right = log_probabilities(
-        LocalLM.load(base.source, adapter=adapter.path, dtype="float32", device="cpu"), queries
+        LocalLM.load(base.source, adapter=adapter.path, dtype="float32", device="cpu"), asked
     )
-    assert check_reload(base, adapter.path, queries, right) < 1e-6
+    assert check_reload(base, adapter.path, asked, right) < 1e-6
     with pytest.raises(ModelError, match="other answers than the trained model"):
-        check_reload(base, tmp_path, queries, right)
+        check_reload(base, tmp_path, asked, right)
+
+
+def test_answers_have_the_same_tokens_in_training_and_validation(base, monkeypatch):
+    own = queries.answer_queries
+
+    def swapped(lm, groups, answers):
+        (found,) = own(lm, groups, answers)
+        if len(found) == len(HELD_OUT):  # as where another prompt lets the answers merge otherwise
+            found = [dataclasses.replace(query, targets=query.targets[:, ::-1]) for query in found]
+        return [found]
+
+    monkeypatch.setattr(queries, "answer_queries", swapped)
+    with pytest.raises(ModelError, match="after those of validation"):
+        PointwiseTuner(CONFIG)._plan(base, ROWS, HELD_OUT)
+    assert len(PointwiseTuner(CONFIG)._plan(base, ROWS, ROWS[:6]).validation) == 2
 
 
 def test_bad_input_names_the_value(base, tmp_path):

@@ -127,6 +127,12 @@ class PointwiseTuner(Tuner):
 
         packed = self._packs(fresh)
         groups, tokens = self._groups(fresh, rows, packed)
+        judged, again = self._groups(fresh, validation, packed) if validation else ([], tokens)
+        if again != tokens:
+            raise ModelError(
+                f"the answers {self.answers} have the tokens {tokens} after the training prompts and {again} "
+                "after those of validation; write both with the same prompt."
+            )
         return Plan(
             task=YesNoTask(
                 tokens,
@@ -135,7 +141,7 @@ class PointwiseTuner(Tuner):
                 decoder_start=decoder_start(fresh) if fresh.is_encoder_decoder else None,
             ),
             items=groups,
-            validation=self._groups(fresh, validation, packed)[0] if validation else [],
+            validation=judged,
             n_rows=len(rows),
             evidence={
                 **evidence,
