@@ -9,6 +9,7 @@ from frugalrec.errors import ConfigError, MissingExtraError, ModelError
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.tuning import options
 from frugalrec.tuning.generative import GenerativeConfig, GenerativeTuner
+from frugalrec.tuning.pointwise import PointwiseConfig
 from frugalrec.tuning.schedule import shares
 
 torch = pytest.importorskip("torch", reason="needs frugalrec[llm]")
@@ -87,6 +88,19 @@ def test_other_kinds_of_lora_are_tuned_and_reload(base, tmp_path, method):
     assert adapter.evidence["reload_difference"] < 1e-5
 
 
+@pytest.mark.parametrize(("layers", "count"), [(None, 2), (1, 1)])
+def test_one_name_means_the_same_with_and_without_layers(base, layers, count):
+    named = []
+    for targets in ("q_proj", ["q_proj"]):
+        model = lora.add_lora(
+            LocalLM.load(base.source, device="cpu").network,
+            rank=2, alpha=4, dropout=0.0, targets=targets, seed=0, layers=layers,
+        )  # fmt: skip
+        named.append(sorted(name for name in lora.adapter_weights(model) if "lora_A" in name))
+    assert named[0] == named[1] and len(named[0]) == count
+    assert all(".self_attn.q_proj." in name for name in named[0])
+
+
 def test_four_bits_without_gpu_name_the_remedy(base, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
@@ -134,9 +148,22 @@ def test_bad_options_name_the_value():
         ({"accumulation": 0}, "accumulation must be at least 1, not 0"),
         ({"method": "lorra"}, "unknown method 'lorra'; choose one of lora, rslora, dora, qlora"),
         ({"dropout": 1.0}, "below 1, not 1.0"),
+        ({"epochs": 2.5}, "epochs must be a whole number, not 2.5"),
+        ({"epochs": True}, "epochs must be a whole number, not True"),
+        ({"epochs": None}, "epochs must be a whole number, not None"),
+        ({"layers": 1.5}, "layers must be a whole number or null, not 1.5"),
+        ({"learning_rate": "5e-4"}, "learning_rate must be a number, not '5e-4'"),
+        ({"target_modules": 5}, "target_modules must be a text or a list of texts, not 5"),
+        ({"target_modules": ("q_proj", 5)}, "target_modules must be a text or a list of texts"),
+        ({"gradient_checkpointing": "maybe"}, "gradient_checkpointing must be true or false, not 'maybe'"),
+        ({"method": 5}, "method must be a text, not 5"),
+        ({"report_to": "wandb"}, "report_to must be a list of texts, not 'wandb'"),
     ):
         with pytest.raises(ConfigError, match=message):
             TuningOptions(**given)
+    with pytest.raises(ConfigError, match="packing must be true or false, not 1"):
+        PointwiseConfig(packing=1)
+    assert TuningOptions(dropout=0, target_modules=("q_proj",), layers=2, start="a").dropout == 0
 
 
 def test_second_stage_starts_where_the_first_ended(base, tmp_path):

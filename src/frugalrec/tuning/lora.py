@@ -46,7 +46,7 @@ def add_lora(
         rank: Rank of the matrices.
         alpha: LoRA scale.
         dropout: Share of their inputs that is dropped while training.
-        targets: Which modules get matrices, in PEFT's words.
+        targets: Which modules get matrices: `all-linear`, or the last parts of their names.
         seed: Seed of the matrices.
         layers: Only in so many top layers; default: in all.
         method: See `TuningOptions.method`; `qlora` is plain LoRA here, on a base loaded in 4 bits.
@@ -55,7 +55,10 @@ def add_lora(
         ModelError: If the network has no module that the targets name.
     """
     torch.manual_seed(seed)
-    modules = targets if isinstance(targets, str) else list(targets)
+    # PEFT would read a single name as a pattern of whole names.
+    modules = (
+        ALL_LINEAR if targets == ALL_LINEAR else [targets] if isinstance(targets, str) else list(targets)
+    )
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

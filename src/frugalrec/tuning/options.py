@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
-from typing import Literal, get_args
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from frugalrec.errors import ConfigError, MissingExtraError
+
+KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    tuple: "a list of texts",
+    NoneType: "null",
+}
+"""Kinds of values that options have, in words."""
 
 Method = Literal["lora", "rslora", "dora", "qlora"]
 
@@ -33,7 +44,7 @@ class TuningOptions:
     dropout: float = 0.05
     """Share of the inputs of the LoRA matrices that is dropped at random while training."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Which layers get LoRA matrices, in PEFT's words."""
+    """Which layers get LoRA matrices: `all-linear`, or the last parts of their names, one or several."""
     layers: int | None = None
     """Tune the top layers only (an encoder-decoder: the decoder's); nothing below them is differentiated,
     and a causal network's rows are read by what is below once, not in each epoch."""
@@ -56,7 +67,8 @@ class TuningOptions:
     """Seed of the matrices, of the order and of dropout."""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check kinds and ranges."""
+        check_kinds(self)
         for name in ("epochs", "rank", "alpha", "batch_size", "accumulation", "max_tokens", "layers"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -69,6 +81,39 @@ class TuningOptions:
             known = ", ".join(get_args(Method))
             raise ConfigError(f"tuning: unknown method {self.method!r}; choose one of {known}.")
         check_trackers(self.report_to)
+
+
+def check_kinds(options: TuningOptions) -> None:
+    """Check that each field has a value of its own kind; Python itself does not look.
+
+    Raises:
+        ConfigError: If one has not, such as a fraction of an epoch.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        kinds = _kinds(hint)
+        value = getattr(options, name)
+        if not any(_is(value, kind) for kind in kinds):
+            wanted = " or ".join(KINDS[kind] for kind in kinds)
+            raise ConfigError(f"tuning: {name} must be {wanted}, not {value!r}.")
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """Return the kinds of `KINDS` that a field's annotation allows."""
+    if hint in KINDS:
+        return [hint]
+    if get_origin(hint) is tuple:
+        return [tuple]
+    if get_origin(hint) is Literal:
+        return [str]
+    return [kind for part in get_args(hint) for kind in _kinds(part)]
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind is tuple:
+        return isinstance(value, (tuple, list)) and all(isinstance(part, str) for part in value)
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
