@@ -23,7 +23,7 @@ from frugalrec.testing.tiny_models import tiny_llama, tiny_qwen, tiny_t5  # noqa
 from frugalrec.tuning import adapt, integrity  # noqa: E402
 from frugalrec.tuning.deliver import export, merge  # noqa: E402
 from frugalrec.tuning.integrity import verify  # noqa: E402
-from frugalrec.tuning.reload import log_probabilities  # noqa: E402
+from frugalrec.tuning.reload import check_reload, log_probabilities  # noqa: E402
 
 PROMPT = NextTitlePrompt(noun="film")
 ROWS = [(["Alien", "Heat"], "Blade Runner"), (["Heat"], "The Matrix"), (["Alien"], "Fox"), (["Dog"], "Heat")]
@@ -77,9 +77,16 @@ def renamed(weights):
     }
 
 
-@pytest.mark.parametrize("maker", [tiny_llama, tiny_qwen, tiny_t5])
-def test_what_is_saved_is_what_is_served(maker, tmp_path):
-    lm = LocalLM.load(maker(tmp_path / "m"), dtype="float32", device="cpu")
+KINDS = [
+    *((maker, "float32", "lora") for maker in (tiny_llama, tiny_qwen, tiny_t5)),
+    (tiny_llama, "bfloat16", "lora"),
+    (tiny_t5, "bfloat16", "dora"),
+]
+
+
+@pytest.mark.parametrize(("maker", "dtype", "method"), KINDS)
+def test_what_is_saved_is_what_is_served(maker, dtype, method, tmp_path):
+    lm = LocalLM.load(maker(tmp_path / "m"), dtype=dtype, device="cpu")
     seen = {}
     write = integrity.write
 
@@ -89,14 +96,27 @@ def test_what_is_saved_is_what_is_served(maker, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(integrity, "write", watched)
-        adapter = tuned(lm, tmp_path / "a")
-    again = log_probabilities(load(lm, adapter.path), queries(lm))
+        adapter = tuned(lm, tmp_path / "a", method=method)
+    assert adapter.evidence["reload_difference"] == 0
+    again = log_probabilities(LocalLM.load(lm.source, adapter=adapter.path, dtype=dtype), queries(lm))
     plain = log_probabilities(lm, queries(lm))
     for answer, found, before in zip(seen["answers"], again, plain, strict=True):
         np.testing.assert_array_equal(answer, found)
         assert not np.allclose(answer, before, atol=1e-3)
     found = verify(adapter.path, lm)
     assert found.probes == 4 and found.difference == 0 and found.sha256 == adapter.sha256
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_slightly_other_answers_are_found_where_nothing_else_changed(base, good, tmp_path, dtype):
+    same = LocalLM.load(base.source, dtype=dtype, device="cpu")
+    asked = queries(same)
+    wanted = log_probabilities(LocalLM.load(base.source, adapter=good, dtype=dtype, device="cpu"), asked)
+    assert check_reload(same, good, asked, wanted) == 0
+    copy = shutil.copytree(good, tmp_path / "copy")
+    with_weights(copy, lambda w: {k: 1.02 * v for k, v in w.items()})
+    with pytest.raises(ModelError, match="other answers than the trained model"):
+        check_reload(same, copy, asked, wanted)
 
 
 def test_verify_needs_no_more_than_the_folder(good):
@@ -303,6 +323,28 @@ def test_exported_adapter_loads_with_peft_alone(base, good, tmp_path):
         assert set(archive.namelist()) == set(names) and archive.testzip() is None
     with pytest.raises(StorageError, match="there is a file"):
         export(good, tmp_path / "adapter.zip")
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_exported_adapter_names_no_place_on_this_machine(base, good, tmp_path, foreign):
+    if foreign:  # as another program writes it: without manifest and evidence
+        adapter = shutil.copytree(good, tmp_path / "foreign")
+        (adapter / MANIFEST).unlink()
+        (adapter / integrity.EVIDENCE).unlink()
+    else:
+        adapter = tuned(base, tmp_path / "second", start=str(good)).path
+        assert str(good) in (adapter / integrity.EVIDENCE).read_text()
+    assert str(base.source) in (adapter / CONFIG).read_text()
+    before = verify(adapter)  # finds the base model by its folder
+    out = tmp_path / "out"
+    export(adapter, out)
+    for path in out.iterdir():
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+        assert str(base.source).encode() not in path.read_bytes(), path
+    assert json.loads((out / CONFIG).read_text())["base_model_name_or_path"] == base.source.name
+    after = verify(out, base)
+    assert (after.sha256, after.probes) == (before.sha256, before.probes) and after.difference < 1e-6
+    assert verify(adapter) == before  # the adapter itself is as it was
 
 
 def test_damaged_adapter_is_not_exported(copy, tmp_path):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from frugalrec.errors import ModelError, StorageError
 from frugalrec.llm.adapters import CONFIG, MANIFEST, WEIGHTS, read_manifest, read_weights
-from frugalrec.llm.models import sha256_of
-from frugalrec.runs import storage_errors, write_text
+from frugalrec.runs import storage_errors
 from frugalrec.tuning.integrity import EVIDENCE, manifest_probes
-from frugalrec.tuning.reload import difference, fresh_copy, log_probabilities
+from frugalrec.tuning.reload import FLOAT32, HALF, difference, fresh_copy, log_probabilities
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
@@ -49,7 +49,8 @@ def merge(base: LocalLM, adapter: Path, out: Path) -> float:
         plain.save_pretrained(str(aside))
         tuned.tokenizer.save_pretrained(str(aside))
         again = type(base).load(aside, dtype=base.dtype, device=base.device)  # type: ignore[arg-type]
-        largest, allowed = difference(log_probabilities(again, probes), wanted, exact=base.dtype == "float32")
+        rounding = FLOAT32 if base.dtype == "float32" else HALF
+        largest, allowed = difference(log_probabilities(again, probes), wanted, rounding=rounding)
         if not largest <= allowed:
             raise ModelError(
                 f"the merged model answers otherwise than base and adapter (log-probabilities differ by up "
@@ -68,6 +69,8 @@ def _probes(lm: LocalLM) -> list[Query]:
 def export(adapter: Path, out: Path) -> list[str]:
     """Pack up an adapter so that PEFT loads it anywhere: its files and their SHA-256, as folder or zip.
 
+    Where it names its base model by a folder on this machine, the copy names it by the folder's last part.
+
     Args:
         adapter: The adapter's folder; its checks are passed first.
         out: A folder (new or empty), or a file that ends in ``.zip``.
@@ -82,13 +85,7 @@ def export(adapter: Path, out: Path) -> list[str]:
     adapter = Path(adapter)
     read_weights(adapter)
     names = [name for name in (CONFIG, WEIGHTS, MANIFEST, EVIDENCE) if (adapter / name).is_file()]
-    settings = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    place = settings.get("base_model_name_or_path")
-    if place and Path(place).is_absolute() and MANIFEST not in names:
-        raise ModelError(
-            f"{adapter / CONFIG} names the base model by a place on this machine ({place}); write the name "
-            "of a model there, as base_model_name_or_path."
-        )
+    files = _without_places({name: (adapter / name).read_bytes() for name in names})
     if out.suffix == ".zip":
         if out.exists():
             raise StorageError(f"there is a file {out} already; choose another --out.")
@@ -96,20 +93,50 @@ def export(adapter: Path, out: Path) -> list[str]:
         with storage_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             with zipfile.ZipFile(aside, "w", zipfile.ZIP_DEFLATED) as archive:
-                for name in names:
-                    archive.write(adapter / name, name)
-                archive.writestr(HASHES, _sums(adapter, names))
+                for name, content in files.items():
+                    archive.writestr(name, content)
             aside.replace(out)
     else:
         with _new_folder(out) as aside:
-            for name in names:
-                shutil.copy2(adapter / name, aside / name)
-            write_text(aside / HASHES, _sums(adapter, names))
-    return [*names, HASHES]
+            for name, content in files.items():
+                (aside / name).write_bytes(content)
+    return list(files)
 
 
-def _sums(folder: Path, names: Sequence[str]) -> str:
-    return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in names)
+def _without_places(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Return an adapter's files, with their hashes, in which no folder of this machine is named."""
+    changed = dict(files)
+    settings = json.loads(files[CONFIG])
+    settings["base_model_name_or_path"] = _name(settings.get("base_model_name_or_path"))
+    changed[CONFIG] = _json(settings)
+    if MANIFEST in files:
+        manifest = json.loads(files[MANIFEST])
+        manifest["base"]["name"] = _name(manifest["base"]["name"])
+        manifest["files"][CONFIG] = _sha256(changed[CONFIG])
+        changed[MANIFEST] = _json(manifest)
+    if EVIDENCE in files:
+        evidence = json.loads(files[EVIDENCE])
+        config = evidence.get("config", {})
+        config["start"] = _name(config.get("start"))
+        changed[EVIDENCE] = _json(evidence)
+    sums = "".join(f"{_sha256(content)}  {name}\n" for name, content in changed.items())
+    return {**changed, HASHES: sums.encode()}
+
+
+def _name(place: str | None) -> str | None:
+    """Return the last part of a folder's path; a model's name or id as it is."""
+    if not place:
+        return place
+    path = Path(place).expanduser()
+    return path.name if path.is_absolute() or place.startswith(".") or path.is_dir() else place
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from frugalrec.llm.adapters import (
 )
 from frugalrec.llm.models import sha256_of
 from frugalrec.runs import storage_errors, write_text
-from frugalrec.tuning.reload import check_reload, difference, fresh_copy, log_probabilities
+from frugalrec.tuning.reload import FLOAT32, HALF, check_reload, difference, fresh_copy, log_probabilities
 from frugalrec.types import FloatArray
 
 if TYPE_CHECKING:
@@ -204,7 +204,8 @@ def verify(adapter: Path, base: LocalLM | None = None) -> Verified:
     largest = 0.0
     if manifest is not None and probes:
         exact = tuned.dtype == manifest["base"]["dtype"] == "float32"
-        largest, allowed = difference(log_probabilities(tuned, probes), wanted, exact=exact)
+        rounding = FLOAT32 if exact else HALF
+        largest, allowed = difference(log_probabilities(tuned, probes), wanted, rounding=rounding)
         if not largest <= allowed:
             raise ModelError(
                 f"the adapter {adapter} gives other answers than when it was saved (log-probabilities "
