@@ -91,9 +91,12 @@ def test_next_titles_of_a_data_set_then_verify_merge_and_export(command, tmp_pat
     model = tiny_t5(tmp_path / "t5")
     code, out, err = command(
         *("tune", "film-club", "--task", "next-title", "--llm", model, "--shots", 6),
-        *("--validation-rows", 4, "--set", "epochs=1", "--out", tmp_path / "a", "--dtype", "float32"),
+        *("--validation-rows", 4, "--set", "epochs=1", "--set", "learning_rate=5e-4"),
+        *("--out", tmp_path / "a", "--dtype", "float32"),
     )
     assert code == 0 and "tuned on 6 rows" in out and "epoch 1 chosen on validation" in out, err
+    # YAML reads 5e-4 as a text.
+    assert json.loads((tmp_path / "a" / "evidence.json").read_text())["config"]["learning_rate"] == 5e-4
     code, out, err = command("adapter", "verify", tmp_path / "a")
     assert code == 0 and "is whole" in out and "4 probes" in out, err
     code, out, err = command("adapter", "merge", tmp_path / "a", "--out", tmp_path / "m", "--json")
@@ -128,7 +131,12 @@ def test_bad_input_says_what_and_how_to_mend_it(command, model, prompts, tmp_pat
     for arguments, message in (
         ((*tune, "--task", "rank"), "unknown task 'rank'; choose one of yes-no, next-title"),
         ((*tune, "--set", "epoch=3"), "no field 'epoch'; choose from"),
-        ((*tune, "--set", "epochs=many"), "a value of the wrong kind"),
+        ((*tune, "--set", "epochs=many"), "epochs must be a whole number, not 'many'"),
+        ((*tune, "--set", "epochs=2.5"), "epochs must be a whole number, not 2.5"),
+        ((*tune, "--set", "learning_rate=fast"), "learning_rate must be a number, not 'fast'"),
+        ((*tune, "--set", "learning_rate=2e0"), "must lie between 0 and 1, not 2.0"),
+        ((*tune, "--set", "target_modules=5"), "target_modules must be a text or a list of texts, not 5"),
+        ((*tune, "--set", "gradient_checkpointing=maybe"), "must be true or false, not 'maybe'"),
         ((*tune, "--set", "instruct.epochs=1"), "give --instruct FILE"),
         ((*tune, "--instruct", tmp_path / "none.json"), "there is no file"),
         ((*tune, "--shots", 25), "cannot draw 25 shots from 24 rows"),
@@ -139,6 +147,12 @@ def test_bad_input_says_what_and_how_to_mend_it(command, model, prompts, tmp_pat
         ((*tune, "--style", "rhyme"), "unknown prompt style 'rhyme'"),
         ((*tune, "--report-to", "neptun"), "no tracker 'neptun'"),
         (("tune", "film-club", "--task", "next-title", "--balanced"), "about yes/no rows"),
+        (("tune", "film-club", "--task", "next-title", "--style", "chat"), "--style is about yes/no prompts"),
+        ((*tune, "--shots", -5), "shots must be at least 1, not -5"),
+        ((*tune, "--validation-rows", -1), "validation_rows must be at least 0, not -1"),
+        ((*tune, "--validation", prompts, "--validation-rows", 0), "uses no row of --validation FILE"),
+        ((*tune, "--window", 5), "--window is about next-title"),
+        ((*tune, "--instruct-rows", 5), "give --instruct FILE"),
         (("adapter", "verify", tmp_path / "nothing"), "is not an adapter"),
     ):
         code, _, err = command(*arguments)
@@ -147,6 +161,28 @@ def test_bad_input_says_what_and_how_to_mend_it(command, model, prompts, tmp_pat
     (tmp_path / "half.json").write_text('[{"instruction": "a", "output": ""}]')
     code, _, err = command(*tune, "--instruct", tmp_path / "half.json")
     assert code == 2 and "row 1: expected an object with texts" in err
+
+
+def test_rows_of_a_run_refuse_what_would_change_nothing(command, prompts, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "report.json").write_text(json.dumps({"config_yaml": "llm: {model: none}"}))
+    for given in (("--style", "chat"), ("--noun", "film"), ("--window", 5), ("--balanced",)):
+        code, _, err = command("tune", "r", *given)
+        assert code == 2 and f"{given[0]} would change nothing" in err, err
+    code, _, err = command("tune", "r", "--validation", prompts)
+    assert code == 2 and "--validation would change nothing" in err, err
+    code, _, err = command("tune", "r")
+    assert code == 2 and "used no LLM" in err, err
+
+
+def test_all_rows_of_a_validation_file(command, model, prompts, tmp_path):
+    code, out, err = command(
+        *("tune", prompts, "--llm", model, "--shots", 4, "--balanced", "--validation", prompts),
+        *("--style", "plain", "--set", "epochs=1", "--set", "rank=2", "--set", "learning_rate=1e-3"),
+        *("--out", tmp_path / "a", "--dtype", "float32", "--json"),
+    )
+    assert code == 0, err
+    assert json.loads(out)["validation_rows"] == 24
 
 
 RUN = """
@@ -168,7 +204,7 @@ def test_samples_of_a_finished_run(command, model, tmp_path):
         "--json",
     )
     assert code == 0, err
-    tune = ("tune", tmp_path / "r", "--llm", model, "--dtype", "float32", "--json")
+    tune = ("tune", tmp_path / "r", "--dtype", "float32", "--json")  # of the run's own model
     # As the run itself tunes: the same rows, options and seed give the same adapter.
     code, out, err = command(
         *(*tune, "--out", tmp_path / "a", "--set", "epochs=1", "--set", "rank=2", "--set", "batch_size=6")

@@ -41,8 +41,9 @@ def tune(
         str, typer.Option("--task", help="yes-no (will they like it?) or next-title (write the next item).")
     ] = "yes-no",
     llm: Annotated[
-        str, typer.Option("--llm", help="An embedded model, folder or Hugging Face id.")
-    ] = "smollm2-135m",
+        str | None,
+        typer.Option("--llm", help="A model's name, folder or id; default: smollm2-135m, or the run's own."),
+    ] = None,
     shots: Annotated[
         int | None, typer.Option("--shots", help="Rows to tune on; default: 64 yes-no, 1024 next-title.")
     ] = None,
@@ -53,8 +54,12 @@ def tune(
         Path | None, typer.Option("--validation", help="Yes/no prompts to validate on; default: from SOURCE.")
     ] = None,
     validation_rows: Annotated[
-        int, typer.Option("--validation-rows", help="Rows that choose among the epochs; 0: the last epoch.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--validation-rows",
+            help="Rows that choose among the epochs; default: all of --validation, or none.",
+        ),
+    ] = None,
     instruct: Annotated[
         Path | None,
         typer.Option("--instruct", metavar="FILE", help="A first stage on instructions (Alpaca's JSON)."),
@@ -63,10 +68,14 @@ def tune(
         int | None, typer.Option("--instruct-rows", help="So many of them, drawn at random; default: all.")
     ] = None,
     style: Annotated[
-        str, typer.Option("--style", help="Yes/no prompts: rated, plain, alpaca or chat.")
-    ] = "rated",
-    noun: Annotated[str, typer.Option("--noun", help="What one item is: film, book; auto guesses.")] = "auto",
-    window: Annotated[int, typer.Option("--window", help="History titles shown, for next-title.")] = 10,
+        str | None, typer.Option("--style", help="Yes/no prompts: rated (default), plain, alpaca or chat.")
+    ] = None,
+    noun: Annotated[
+        str | None, typer.Option("--noun", help="What one item is: film, book; default: guessed.")
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option("--window", help="History titles shown, for next-title; default: 10.")
+    ] = None,
     dtype: Annotated[
         str, typer.Option("--dtype", help="auto (bfloat16 where the hardware has it), float32 or bfloat16.")
     ] = "auto",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_type_hints
 
 from frugalrec.config import DataConfig
 from frugalrec.errors import ConfigError
@@ -16,7 +16,14 @@ from frugalrec.llm.preferences import Style
 from frugalrec.rng import generator
 from frugalrec.runs import Observer, Stage
 from frugalrec.stages.artefacts import save_json
-from frugalrec.stages.tuning_rows import TitleRows, YesNoRows, from_dataset, from_prompts, from_run
+from frugalrec.stages.tuning_rows import (
+    TitleRows,
+    YesNoRows,
+    from_dataset,
+    from_prompts,
+    from_run,
+    run_config,
+)
 from frugalrec.tuning.base import Tuner
 from frugalrec.tuning.generative import GenerativeConfig, GenerativeTuner
 from frugalrec.tuning.options import TuningOptions
@@ -29,6 +36,7 @@ if TYPE_CHECKING:
 Task = Literal["yes-no", "next-title"]
 CONFIGS: Mapping[str, type[TuningOptions]] = {"yes-no": PointwiseConfig, "next-title": GenerativeConfig}
 """Task -> the options of its tuner."""
+MODEL, WINDOW = "smollm2-135m", 10
 FIRST = "instruct."
 """What fields of the first stage begin with."""
 MATRICES = ("rank", "alpha", "method", "target_modules", "layers")
@@ -44,7 +52,8 @@ class TuneRequest:
     task: Task
     out: Path
     """The adapter's folder."""
-    model: str = "smollm2-135m"
+    model: str | None = None
+    """Default: the model of the run whose folder is the source; else `MODEL`."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     shots: int | None = None
     """Rows to tune on; default: 64 (yes-no), 1,024 (next-title), or all that a run selected."""
@@ -52,17 +61,18 @@ class TuneRequest:
     """As many Yes as No; else rows as they come."""
     validation: str | None = None
     """A prompt file that validation rows come from; default: what is left of the source."""
-    validation_rows: int = 0
-    """Rows that choose among the epochs; 0 takes the last epoch."""
+    validation_rows: int | None = None
+    """Rows that choose among the epochs; default: all of `validation`, or none: the last epoch."""
     instruct: str | None = None
     """A file of general instructions for a first stage."""
     instruct_rows: int | None = None
     """So many of them, drawn at random; default: all."""
-    style: Style = "rated"
-    """How yes/no prompts are written."""
-    noun: str = "auto"
-    window: int = 10
-    """History titles shown, for next-title."""
+    style: Style | None = None
+    """How yes/no prompts are written; default: `rated`."""
+    noun: str | None = None
+    """What one item is; default: guessed from the source."""
+    window: int | None = None
+    """History titles shown, for next-title; default: `WINDOW`."""
     data: DataConfig = field(default_factory=DataConfig)
     """How a data set is read."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -74,14 +84,45 @@ class TuneRequest:
         """Check what can be checked before anything is read."""
         if self.task not in CONFIGS:
             raise ConfigError(f"unknown task {self.task!r}; choose one of {', '.join(CONFIGS)}.")
-        if self.validation_rows < 0:
-            raise ConfigError(f"validation_rows must be at least 0, not {self.validation_rows}.")
+        for name, least in (("shots", 1), ("validation_rows", 0), ("window", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, not {value}.")
         if self.task == "next-title" and (self.balanced or self.validation is not None):
             raise ConfigError("--balanced and --validation are about yes/no rows; leave them out.")
+        if self.validation is not None and self.validation_rows == 0:
+            raise ConfigError("--validation-rows 0 uses no row of --validation FILE; leave one of them out.")
         if self.instruct is None and any(name.startswith(FIRST) for name in self.settings):
             raise ConfigError(
                 "fields that begin with instruct. are about a first stage; give --instruct FILE."
             )
+        self._check_unused()
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the source is the folder of a finished run."""
+        return (Path(self.source) / "report.json").is_file()
+
+    def _check_unused(self) -> None:
+        """Refuse options that this source or task would not look at."""
+        given = [
+            name
+            for name in ("style", "noun", "window", "balanced", "validation")
+            if getattr(self, name) not in (None, False)
+        ]
+        if self.is_run and given:
+            raise ConfigError(
+                f"{self.source} is a finished run, whose rows are written as the run wrote them: "
+                f"--{given[0]} would change nothing; leave it out."
+            )
+        if self.task == "yes-no" and self.window is not None:
+            raise ConfigError(
+                "--window is about next-title; a yes/no row shows all its titles. Leave it out."
+            )
+        if self.task == "next-title" and self.style is not None and self.instruct is None:
+            raise ConfigError("--style is about yes/no prompts and the first stage; leave it out.")
+        if self.instruct is None and self.instruct_rows is not None:
+            raise ConfigError("--instruct-rows draws from a file of instructions; give --instruct FILE.")
 
 
 def tune_adapter(request: TuneRequest, observer: Observer | None = None) -> dict[str, Any]:
@@ -136,13 +177,18 @@ def _config(request: TuneRequest, *, first: bool) -> TuningOptions:
     known = {entry.name for entry in dataclasses.fields(kind)} - {"start", "seed", "report_to"}
     if unknown := sorted(set(own) - known):
         raise ConfigError(f"tuning has no field {unknown[0]!r}; choose from {', '.join(sorted(known))}.")
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in own.items()
-    }
-    try:
-        return kind(**given, seed=request.seed, report_to=request.report_to)
-    except TypeError as error:  # a text where a number belongs
-        raise ConfigError(f"tuning: a field has a value of the wrong kind ({error}): {given}.") from None
+    given = {name: _value(kind, name, value) for name, value in own.items()}
+    return kind(**given, seed=request.seed, report_to=request.report_to)
+
+
+def _value(kind: type[TuningOptions], name: str, value: Any) -> Any:
+    """Return a setting as its field wants it: YAML knows no tuples, and reads 5e-4 as a text."""
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, str) and get_type_hints(kind)[name] is float:
+        with suppress(ValueError):  # what is no number is told by the options themselves
+            return float(value)
+    return value
 
 
 def _check_stages(first: TuningOptions, second: TuningOptions) -> None:
@@ -161,32 +207,42 @@ def _base(request: TuneRequest, config: TuningOptions) -> LocalLM:
 
     # The 4-bit copy alone is put on the GPU.
     device = "cpu" if config.method == "qlora" else "auto"
-    return LocalLM.load(request.model, dtype=request.dtype, device=device)
+    return LocalLM.load(_model(request), dtype=request.dtype, device=device)
+
+
+def _model(request: TuneRequest) -> str:
+    if request.model is not None or not request.is_run:
+        return request.model or MODEL
+    model = run_config(Path(request.source)).llm.model
+    if model == "none":
+        raise ConfigError(f"the run {request.source} used no LLM; say which one to tune with --llm.")
+    return model
 
 
 def _rows(request: TuneRequest, base: LocalLM) -> YesNoRows | TitleRows:
-    if (Path(request.source) / "report.json").is_file():
+    source, noun = Path(request.source), request.noun or "auto"
+    if request.is_run:
         return from_run(
-            Path(request.source), request.task, shots=request.shots, validation_rows=request.validation_rows
+            source, request.task, shots=request.shots, validation_rows=request.validation_rows or 0
         )
     if request.task == "yes-no":
         return from_prompts(
             base,
-            Path(request.source),
+            source,
             shots=request.shots,
             balanced=request.balanced,
             validation=None if request.validation is None else Path(request.validation),
             validation_rows=request.validation_rows,
-            style=request.style,
-            noun=request.noun,
+            style=request.style or "rated",
+            noun=noun,
             seed=request.seed,
         )
     return from_dataset(
         request.data,
         shots=request.shots,
-        validation_rows=request.validation_rows,
-        window=request.window,
-        noun=request.noun,
+        validation_rows=request.validation_rows or 0,
+        window=request.window or WINDOW,
+        noun=noun,
         seed=request.seed,
     )
 

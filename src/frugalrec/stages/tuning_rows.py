@@ -61,7 +61,7 @@ def from_prompts(
     shots: int | None,
     balanced: bool,
     validation: Path | None,
-    validation_rows: int,
+    validation_rows: int | None,
     style: Style,
     noun: str,
     seed: int,
@@ -80,7 +80,9 @@ def from_prompts(
     others = table.take(np.flatnonzero(~np.isin(of, of[drawn])))
     if validation is not None:
         others = read_prompts(validation)
-    elif validation_rows > len(others):
+        validation_rows = len(others) if validation_rows is None else validation_rows
+    validation_rows = validation_rows or 0
+    if validation is None and validation_rows > len(others):
         raise DataError(
             f"{path} holds {len(others)} rows of histories that none of the {wanted} shots belongs to, fewer "
             f"than the {validation_rows} validation rows asked for: lower --validation-rows, draw fewer "
@@ -150,6 +152,11 @@ def _held_out(folds: Split, titles: Sequence[str], window: int, wanted: int, see
     return [rows[row] for row in _some(len(rows), wanted, seed)]
 
 
+def run_config(folder: Path) -> RunConfig:
+    """Return the configuration that a finished run was computed with."""
+    return RunConfig.model_validate(yaml.safe_load(load_json(folder / "report.json")["config_yaml"]))
+
+
 def from_run(folder: Path, task: str, *, shots: int | None, validation_rows: int) -> YesNoRows | TitleRows:
     """Return the rows that a finished run selected, as its own tuning would see them (or as titles).
 
@@ -159,7 +166,7 @@ def from_run(folder: Path, task: str, *, shots: int | None, validation_rows: int
         shots: Only the first so many; default: all.
         validation_rows: Rows of the valid fold, for `next-title`.
     """
-    config = RunConfig.model_validate(yaml.safe_load(load_json(folder / "report.json")["config_yaml"]))
+    config = run_config(folder)
     with Run(folder) as run:
         prepared = data.prepare(run, config)
         samples = selection.select_samples(run, config, prepared)
