@@ -106,7 +106,7 @@ def write(lm: LocalLM, folder: Path, queries: Sequence[Query], *, base: LocalLM,
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         for settings in lm.network.peft_config.values():
-            settings.base_model_name_or_path = base.model  # a name, not a place on this machine
+            settings.base_model_name_or_path = base.model  # as it was asked for, not where it is cached
         lm.network.save_pretrained(aside, safe_serialization=True, save_embedding_layers=False)
         hashes = {name: sha256_of(aside / name) for name in (CONFIG, WEIGHTS)}
         manifest = {"key": key, **_manifest(lm, base, hashes, probes, answers)}
