@@ -198,6 +198,13 @@ def test_long_histories_lose_their_oldest_titles_and_what_cannot_fit_is_refused(
         TrieGrounder(lm, PROMPT, titles=["very " * 60 + str(i) for i in range(20)]).ground(long, np.arange(3))
 
 
+def test_texts_beyond_what_all_layers_see_are_refused(tmp_path):
+    lm = LocalLM.load(tiny_llama(tmp_path))
+    lm.network.config.sliding_window = 12
+    with pytest.raises(ModelError, match="take up to .* look back 12 only"):
+        TrieGrounder(lm, PROMPT).ground(DATA, USERS)
+
+
 def test_a_network_that_ignores_the_tree_is_refused(tmp_path):
     lm = LocalLM.load(tiny_llama(tmp_path))
     forward = lm.network.forward

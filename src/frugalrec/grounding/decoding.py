@@ -14,6 +14,7 @@ from frugalrec.grounding.questions import checked_titles, questions
 from frugalrec.grounding.trie import TitleTrie, title_trie
 from frugalrec.ledger import Usage
 from frugalrec.llm.batching import token_batches
+from frugalrec.llm.prefix import attention_window
 from frugalrec.recommenders.base import Seen
 from frugalrec.types import PAD, FloatArray, IntArray, LongArray, Ranking
 
@@ -98,16 +99,15 @@ class TrieGrounder(Grounder):
             self._checked = True
 
     def _prompts(self, histories: Dataset, users: IntArray, trie: TitleTrie) -> list[list[int]]:
-        from frugalrec.llm.tree import tree_window
-
         titles = checked_titles(self.titles, histories)
         texts = questions(self.lm, self.prompt, histories, users, titles, room=trie.longest)
         prompts = self.lm.encode(texts)
         longest = max(map(len, prompts), default=0) + trie.longest
-        if longest > tree_window(self.lm):
+        window = attention_window(self.lm.network)
+        if longest > window:
             raise ModelError(
                 f"prompt and title take up to {longest:,} tokens, but some layers of {self.lm.model} look "
-                f"back {tree_window(self.lm):,} only. Give a prompt with a smaller window or max_title_chars."
+                f"back {window:,} only. Give a prompt with a smaller window or max_title_chars."
             )
         if not self.lm.is_encoder_decoder:
             self._check_border(texts, prompts, self.prompt.answer(titles[trie.items_of(0)[0]]), trie)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -118,6 +118,13 @@ def layout(rows: Sequence[Row], pad: int) -> tuple[LongArray, LongArray, BoolArr
             start = stop
         sees[r] &= np.tri(width, dtype=np.bool_)
     return ids, positions, sees
+
+
+def attention_window(network: Any) -> float:
+    """Return how many tokens every layer attends to: shared prefixes and tree masks are right up to there."""
+    config = network.config.get_text_config()
+    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min([limit for limit in limits if limit], default=float("inf"))
 
 
 def additive_mask(sees: BoolArray, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

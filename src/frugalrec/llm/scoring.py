@@ -26,6 +26,8 @@ MASK_BUDGET = 1 << 26
 """Entries of a dense attention mask (256 MB in float32)."""
 LOGITS_PER_TOKEN = 1 << 15
 """Logits that weigh as much as one token in a batch's budget: 8192 tokens allow 1 GB of them."""
+FINER = 1 << 14
+"""Logits that are summed in float32 at a time: each takes a row of the output layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,15 +98,10 @@ class CausalScorer:
 
     def _pack(self, prompts: Sequence[Sequence[int]]) -> list[prefix.Row]:
         plain = [prefix.Row(prefix=(), suffixes=(tuple(p),), members=(i,)) for i, p in enumerate(prompts)]
-        if len(prompts) < 2 or not self.share_prefix or max(map(len, prompts)) > self._window():
+        window = prefix.attention_window(self.network)
+        if len(prompts) < 2 or not self.share_prefix or max(map(len, prompts)) > window:
             return plain
         return prefix.pack(prompts, max_row=MAX_ROW) if self.shares_exactly() else plain
-
-    def _window(self) -> float:
-        """Return how many tokens every layer attends to; a tree mask is right up to there."""
-        config = self.network.config.get_text_config()
-        limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-        return min([limit for limit in limits if limit], default=float("inf"))
 
     def _score_batch(
         self,
@@ -249,20 +246,33 @@ def pick(
         columns = torch.from_numpy(targets).to(logits.device)
         raw = torch.gather(logits[rows], 1, columns).float()
         if logits.dtype != torch.float32:
-            raw = _finer(raw, hidden[rows], head, columns)
+            places = torch.arange(start, rows.stop, device=logits.device).repeat_interleave(columns.shape[1])
+            raw = finer(raw.flatten(), hidden, head, places, columns.flatten()).view_as(raw)
         values.append((raw - normaliser[rows]).cpu().numpy().astype(np.float32))
         start = rows.stop
     return values
 
 
-def _finer(raw: torch.Tensor, hidden: torch.Tensor, head: Any, columns: torch.Tensor) -> torch.Tensor:
-    """Return the wanted logits as float32 sums instead of numbers rounded to half precision.
+def finer(
+    raw: torch.Tensor, hidden: torch.Tensor, head: Any, places: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Return logits as float32 sums instead of numbers rounded to half precision, (m,).
 
     A bfloat16 logit of 16 comes in steps of 1/8, so many candidates of a user would tie. A network
     that scales or caps its logits after the output layer, or has an adapter on it, keeps its own.
+
+    Args:
+        raw: The rounded ones, (m,) float32.
+        hidden: What went into the output layer, (n, width).
+        head: The output layer.
+        places: Rows of `hidden`, (m,).
+        tokens: Token ids, (m,).
     """
-    exact = torch.einsum("pw,ptw->pt", hidden.float(), head.weight[columns].float())
-    if getattr(head, "bias", None) is not None:
-        exact = exact + head.bias[columns].float()
+    pieces = []
+    for at, token in zip(torch.split(places, FINER), torch.split(tokens, FINER), strict=True):
+        piece = (hidden[at].float() * head.weight[token].float()).sum(dim=-1)
+        bias = getattr(head, "bias", None)
+        pieces.append(piece if bias is None else piece + bias[token].float())
+    exact = torch.cat(pieces)
     same = bool(((exact - raw).abs() <= 0.01 * raw.abs() + 0.01).all())
     return exact if same else raw

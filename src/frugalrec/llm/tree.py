@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 
 from frugalrec.errors import ModelError
 from frugalrec.llm.queries import decoder_start
-from frugalrec.llm.scoring import gathered_logits
+from frugalrec.llm.scoring import finer, gathered_logits
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
@@ -39,20 +39,8 @@ class Logits:
         """Return the log-probabilities (nats, float32) of tokens (m,) at places (m,)."""
         raw = self.values[places, tokens].float()
         if self.values.dtype != torch.float32:
-            raw = self._finer(raw, places, tokens)
+            raw = finer(raw, self.hidden, self.head, places, tokens)
         return raw - self.normaliser[places]
-
-    def _finer(self, raw: Tensor, places: Tensor, tokens: Tensor) -> Tensor:
-        """Return the logits as float32 sums: half precision has steps as large as what separates titles."""
-        pieces = []
-        for at, token in zip(torch.split(places, 1 << 14), torch.split(tokens, 1 << 14), strict=True):
-            exact = (self.hidden[at].float() * self.head.weight[token].float()).sum(dim=-1)
-            bias = getattr(self.head, "bias", None)
-            pieces.append(exact if bias is None else exact + bias[token].float())
-        exact = torch.cat(pieces)
-        # A network that scales or caps its logits after the output layer keeps its own.
-        same = bool(((exact - raw).abs() <= 0.01 * raw.abs() + 0.01).all())
-        return exact if same else raw
 
 
 class PromptTrees:
@@ -201,13 +189,6 @@ def _plain(lm: LocalLM, prompt: Sequence[int], branch: Sequence[int]) -> Tensor:
     given = torch.tensor([[decoder_start(lm), *branch]], device=device)
     logits = lm.network(input_ids=whole[:, : len(prompt)], decoder_input_ids=given).logits
     return logits[0, -1].float()
-
-
-def tree_window(lm: LocalLM) -> float:
-    """Return how many tokens every layer attends to: a tree's mask is right up to there."""
-    config = lm.network.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min([limit for limit in limits if limit], default=float("inf"))
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]

@@ -26,10 +26,10 @@ import torch
 from frugalrec.errors import ConfigError
 from frugalrec.llm.batching import token_batches
 from frugalrec.llm.last_layer import FeedForward
-from frugalrec.llm.prefix import common_prefix
+from frugalrec.llm.prefix import attention_window, common_prefix
 from frugalrec.llm.scoring import LOGITS_PER_TOKEN, Query, gathered_logits
 from frugalrec.selection.lora_sites import by_module, capture, chosen_parameters, find_sites, idle_layers
-from frugalrec.selection.shared_prefix import MIN_TOKENS, SharedPrefix, attention_window, lowest_layer
+from frugalrec.selection.shared_prefix import MIN_TOKENS, SharedPrefix, lowest_layer
 from frugalrec.types import FloatArray
 
 log = logging.getLogger(__name__)

@@ -41,13 +41,6 @@ def lowest_layer(network: Any, names: Sequence[str]) -> tuple[Any, int]:
     return layers, min(int(match[2]) for match in found if match is not None)
 
 
-def attention_window(network: Any) -> float:
-    """Return how many tokens every layer attends to: a cache holds whole texts up to there."""
-    config = network.config.get_text_config()
-    limits = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min([limit for limit in limits if limit], default=float("inf"))
-
-
 class SharedPrefix:
     """The common prefix of some samples, computed up to a layer, and forward passes that go on from it."""
 
