@@ -168,10 +168,11 @@ def test_rows_that_cannot_fit_are_counted_or_refused(llama, tmp_path):
         GenerativeTuner(GenerativeConfig(max_tokens=5)).tune(llama, rows[:6], None, tmp_path / "b")
 
 
-def test_title_rows_of_examples():
+@pytest.mark.parametrize("blank", [" ", "\u200b"])
+def test_title_rows_of_examples(blank):
     dataset = cycle_dataset(n_users=3, n_items=5, length=4)
     cut = examples(dataset, window=3)
-    titles = [title if number else " " for number, title in enumerate(dataset.titles)]  # item 0 has none
+    titles = [title if number else blank for number, title in enumerate(dataset.titles)]  # item 0 has none
     expected = [
         ([titles[i] for i in cut.history(row) if i != 0], titles[cut.targets[row]])
         for row in range(len(cut))

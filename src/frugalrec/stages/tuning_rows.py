@@ -19,6 +19,7 @@ from frugalrec.data.splits import Split, split
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.llm.preferences import PreferencePrompt, Style
+from frugalrec.llm.prompts import has_text
 from frugalrec.rng import generator
 from frugalrec.runs import Run
 from frugalrec.stages import cheap, data, llm, selection
@@ -147,8 +148,8 @@ def _held_out(folds: Split, titles: Sequence[str], window: int, wanted: int, see
     for user in folds.users("valid") if wanted else ():
         target = int(later.history(int(user))[0])
         shown = [titles[item] for item in history.history(int(user))[-window:]]
-        if titles[target].strip():
-            rows.append(([title for title in shown if title.strip()], titles[target]))
+        if has_text(titles[target]):
+            rows.append(([title for title in shown if has_text(title)], titles[target]))
     return [rows[row] for row in _some(len(rows), wanted, seed)]
 
 

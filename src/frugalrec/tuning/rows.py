@@ -9,7 +9,7 @@ import numpy as np
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
 from frugalrec.errors import ConfigError, DataError
-from frugalrec.llm.prompts import RerankPrompt
+from frugalrec.llm.prompts import RerankPrompt, has_text
 from frugalrec.rng import generator
 from frugalrec.tuning.base import TitleRow, TrainingRow
 from frugalrec.types import PAD, BoolArray, IntArray, LongArray
@@ -77,9 +77,9 @@ def title_rows(examples: Examples, titles: Sequence[str]) -> list[TitleRow]:
     """
     rows: list[TitleRow] = []
     for number, target in enumerate(examples.targets):
-        if titles[target].strip():
+        if has_text(titles[target]):
             shown = [titles[item] for item in examples.history(number)]
-            rows.append(([title for title in shown if title.strip()], titles[target]))
+            rows.append(([title for title in shown if has_text(title)], titles[target]))
     return rows
 
 
