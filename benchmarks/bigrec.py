@@ -332,7 +332,9 @@ class Work:
             path = self.options.folder / "said" / f"usual-{digest(self.tuned.sha256, some)}.npy"
             if not path.is_file():
                 (values,), _ = self.lm.loglikelihood([self.prompt.question([])], [some])
-                np.save(path, values)
+                aside = path.with_suffix(".tmp.npy")
+                np.save(aside, values)
+                aside.replace(path)
             found.append(np.load(path))
         return np.concatenate(found)[where.reshape(len(ranking.users), -1)]
 

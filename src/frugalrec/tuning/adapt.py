@@ -86,7 +86,7 @@ def adapt(
     fresh.network = model
     probes = chosen.task.queries(chosen.items[: integrity.N_PROBES])
     draft = integrity.write(fresh, out, probes, base=base, key=key)
-    n_parameters = sum(matrix.numel() for matrix in lora.adapter_weights(model).values())
+    n_parameters = sum(matrix.numel() for name, matrix in model.named_parameters() if "lora_" in name)
     del model, fresh  # before the next copy is loaded
     changed = integrity.publish(draft, base)
     length, epochs, steps = chosen.task.length, options.epochs, len(outcome["loss_curve"])
