@@ -17,7 +17,7 @@ serves as train, the other 1,000 as valid, and so says the table. Rows:
 - `LLM`: LoRA in the top layers, two-way cross-entropy on rated lists, shots drawn plainly; the epoch is
   chosen on `--valid-shots` validation rows, which count as labels;
 - `stack`: a logistic regression on validation rows over cheap signals, and `stack + LLM` over these and
-  the LLM's log-odds;
+  the LLM's log-odds (at `--stack-shots`: reading the validation rows costs as much as 1,000 test rows);
 - `LLM, other domain` and `LLM, both`: tuned on the other domain's shots, or on both.
 
 AUC is pooled over rows; uAUC is within users and weighted by rows (a book row is a user of its own, so
@@ -182,10 +182,12 @@ class Reader:
         """Return how the LLM is asked."""
         return PreferencePrompt(noun=domain.name, style=style)  # type: ignore[arg-type]
 
-    def answers(self, domain: Domain, name: str, adapter: Path | None) -> dict[str, np.ndarray]:
-        """Return the log-odds of test rows, and of valid rows for the stack, with what test cost."""
+    def answers(
+        self, domain: Domain, name: str, adapter: Path | None, folds: Sequence[str] = ("test",)
+    ) -> dict[str, np.ndarray]:
+        """Return the log-odds of the rows of some folds, the last of them test, with what test cost."""
         found: dict[str, np.ndarray] = {}
-        for fold in ("valid", "test") if self.options.stack else ("test",):
+        for fold in folds:
             self.states(domain, fold)
 
             def compute(fold: str = fold) -> dict[str, Any]:
@@ -211,13 +213,18 @@ class Reader:
         return lm
 
     def tuned_answers(
-        self, domain: Domain, sources: Sequence[Domain], shots: int, seed: int
+        self,
+        domain: Domain,
+        sources: Sequence[Domain],
+        shots: int,
+        seed: int,
+        folds: Sequence[str] = ("test",),
     ) -> dict[str, np.ndarray]:
         """Tune on shots of some domains, and return the log-odds of a domain's rows, with costs."""
         name = "+".join(sorted(source.name for source in sources))
         out = self.tuned(name, sources, shots, seed)
         sha256 = sha256_of(out / WEIGHTS)
-        found = self.answers(domain, f"{name}-{shots}-{seed}-{sha256[:12]}", out)
+        found = self.answers(domain, f"{name}-{shots}-{seed}-{sha256[:12]}", out, folds)
         evidence = json.loads((out / "evidence.json").read_text(encoding="utf-8"))
         costs = {
             "train_cpu_s": evidence["cpu_seconds"],
@@ -504,12 +511,14 @@ def tuned(table: Table, reader: Reader, cheap: Cheap, domains: Mapping[str, Doma
     """Judge the tuned LLM: alone, stacked, and tuned on the other domain or on both."""
     domain, options = table.domain, table.options
     for shots in options.shots:
-        runs = [reader.tuned_answers(domain, [domain], shots, seed) for seed in options.seeds]
+        stack = shots in options.stack_shots
+        folds = ("valid", "test") if stack else ("test",)
+        runs = [reader.tuned_answers(domain, [domain], shots, seed, folds) for seed in options.seeds]
         scores = np.stack([run["test"] for run in runs])
         cost = {name: float(np.mean([run[name] for run in runs])) for name in reader.COSTS}
         table.add("LLM", scores, shots=shots, **cost)
         table.rows[-1]["sha256"] = [str(run["sha256"]) for run in runs]
-        if options.stack:
+        if stack:
             both = [stacked(domain, cheap, {"LLM": r["valid"]}, {"LLM": r["test"]}) for r in runs]
             table.add("stack + LLM", np.stack(both), shots=shots)
     for shots in options.cross_shots if len(domains) > 1 else ():
@@ -580,7 +589,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--valid-shots", type=int, default=32, help="labelled rows that choose the epoch")
     parser.add_argument("--test-rows", type=int, default=None, help="fewer test rows, spread evenly")
     parser.add_argument("--valid-rows", type=int, default=1000, help="validation rows of the stack")
-    parser.add_argument("--no-stack", dest="stack", action="store_false")
+    parser.add_argument("--stack-shots", nargs="*", type=int, default=[256], help="shots of `stack + LLM`")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--data", type=Path, default=DATA)
@@ -588,7 +597,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.domains, options.shots, options.seeds, options.cross_shots = ["movie"], [16], [0], []
-        options.test_rows, options.stack = options.test_rows or 200, False
+        options.test_rows, options.stack_shots = options.test_rows or 200, []
         options.cache = options.cache.with_name(f"{options.cache.name}-quick")
     return options
 

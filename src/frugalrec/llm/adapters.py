@@ -51,7 +51,7 @@ def _base_parameters(network: Any) -> dict[str, Any]:
     return {
         name.removeprefix("base_model.model.").replace(".base_layer.", "."): parameter
         for name, parameter in network.named_parameters()
-        if "lora_" not in name and ".modules_to_save." not in name
+        if not any(part in name for part in ("lora_", ".modules_to_save.", ".task_prompt."))
     }
 
 

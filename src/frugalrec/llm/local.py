@@ -58,6 +58,7 @@ class LocalLM(LanguageModel):
         model: str | Path,
         *,
         adapter: Path | None = None,
+        prompt: Path | None = None,
         dtype: loading.DType = "auto",
         device: str = "auto",
         max_batch_tokens: int = 8192,
@@ -68,6 +69,7 @@ class LocalLM(LanguageModel):
         Args:
             model: An embedded model's name, a folder, or a Hugging Face id.
             adapter: A PEFT adapter's folder, put on top of the model.
+            prompt: A learned prompt's folder; see `frugalrec.llm.prompt_vectors`.
             dtype: ``"auto"`` takes bfloat16 where the processor multiplies it in hardware, else
                 float32: without that, bfloat16 is several times slower on a CPU.
             device: ``"auto"`` takes a GPU if there is one.
@@ -75,7 +77,7 @@ class LocalLM(LanguageModel):
             threads: CPU threads of torch, for the whole process; default: leave them as they are.
 
         Raises:
-            ModelError: If there is no such model or adapter, or it does not load.
+            ModelError: If there is no such model, adapter or prompt, or it does not load.
         """
         found = models.find(model)
         if threads is not None:
@@ -83,7 +85,7 @@ class LocalLM(LanguageModel):
         network, tokenizer = loading.load(found, dtype=dtype, device=device)
         if adapter is not None:
             network = adapters.with_adapter(network, adapter)
-        return cls(
+        loaded = cls(
             network.eval(),
             tokenizer,
             model=str(model),
@@ -91,6 +93,11 @@ class LocalLM(LanguageModel):
             adapter=adapter,
             max_batch_tokens=max_batch_tokens,
         )
+        if prompt is not None:
+            from frugalrec.llm.prompt_vectors import load_prompt
+
+            load_prompt(loaded, prompt)
+        return loaded
 
     @property
     def device(self) -> str:
@@ -122,7 +129,7 @@ class LocalLM(LanguageModel):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of configuration, weights, tokenizer, adapter and number type."""
+        """A hash of configuration, weights, tokenizer, adapter, learned prompt and number type."""
         parts: dict[str, Any] = {"dtype": self.dtype, "config": self.network.config.to_dict()}
         if self.source is not None:
             parts["files"] = loading.folder_hashes(self.source)
@@ -132,6 +139,9 @@ class LocalLM(LanguageModel):
             # Its evidence, which holds times, does not change what it answers.
             hashes = loading.folder_hashes(Path(self.adapter))
             parts["adapter"] = {n: hashes[n] for n in (adapters.CONFIG, adapters.WEIGHTS) if n in hashes}
+        learned = getattr(self.network.get_input_embeddings(), "task_prompt", None)
+        if learned is not None:
+            parts["prompt"] = learned.sha256
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

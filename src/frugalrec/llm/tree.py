@@ -58,8 +58,17 @@ class PromptTrees:
         """Encoder states and their mask, of an encoder-decoder network."""
 
     @classmethod
-    def read(cls, lm: LocalLM, prompts: Sequence[Sequence[int]]) -> tuple[PromptTrees, Logits]:
-        """Read prompts (token ids); return them with what may follow each, (n_prompts, vocabulary)."""
+    def read(
+        cls, lm: LocalLM, prompts: Sequence[Sequence[int]], *, see_padding: bool = False
+    ) -> tuple[PromptTrees, Logits]:
+        """Read prompts (token ids); return them with what may follow each, (n_prompts, vocabulary).
+
+        Args:
+            lm: The model.
+            prompts: Token ids.
+            see_padding: Let a decoder attend to the encoder's padding too, a published mistake: then a
+                prompt's numbers depend on the longest beside it.
+        """
         network, device = lm.network, lm.network.device
         ids, mask = _padded(prompts, lm.pad_id, device)
         own = Cache(layer_class_to_replicate=_Layer)
@@ -73,7 +82,7 @@ class PromptTrees:
         states = network.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
         start = torch.full((len(prompts), 1), decoder_start(lm), device=device)
         trees = cls(network, EncoderDecoderCache(own, DynamicCache()), start[:, :0], mask.new_zeros(len(ids)))
-        trees.encoded = (states, mask)
+        trees.encoded = (states, torch.ones_like(mask) if see_padding else mask)
         first = trees.grow(start, start * 0, torch.ones_like(start, dtype=torch.bool)[..., None])
         trees.lengths, trees.prompt_columns = trees.lengths + 1, 1
         return trees, first
