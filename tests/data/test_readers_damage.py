@@ -27,6 +27,11 @@ SAMPLES: dict[str, dict[str, str]] = {
     },
     "sequence": {"a.txt": "1 2 3\n2 3\n", "items.jsonl": '{"item_id": 2, "title": "T"}\n'},
     "dealrec": {f"sequential_{fold}.txt": "1 2 3\n2 3\n" for fold in ("train", "valid", "test")},
+    "p5": {
+        "sequential.txt": "1 2 3\n2 3\n",
+        "datamaps.json": '{"id2user": {"1": "a", "2": "b"}, "id2item": {"2": "x", "3": "y"}}',
+        "items.jsonl": '{"item_id": 2, "title": "T"}\n',
+    },
     "amazon-2023": {
         "G.jsonl": '{"user_id": "u", "parent_asin": "p", "rating": 4, "timestamp": 1588687728923}\n' * 3,
         "meta_G.jsonl": '{"parent_asin": "p", "title": "T", "categories": ["a"]}\n',

@@ -24,6 +24,8 @@ from frugalrec.types import FloatArray, IntArray, LongArray
 
 USER, ITEM, VALUE, TIME, FOLD, TITLE = "user", "item", "value", "time", "fold", "title"
 """Column names of the frames that readers hand to `Dataset.from_frames`; defined once, here."""
+NUMBER = "published_number"
+"""Item column with the number that published files give an item beside its id; the audit looks at it."""
 
 
 @dataclass(frozen=True, kw_only=True)

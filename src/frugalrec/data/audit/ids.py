@@ -18,7 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from frugalrec.data.audit.view import Finding, View, percent, share_of
-from frugalrec.data.dataset import Dataset
+from frugalrec.data.dataset import NUMBER, Dataset
 from frugalrec.rng import generator
 from frugalrec.types import BoolArray, LongArray
 
@@ -115,10 +115,17 @@ def above(hits: int, expected: float) -> bool:
 
 
 def id_order(view: View) -> Finding | None:
-    """Item ids in order of first appearance, targets included."""
-    data, ranks = view.dataset, id_numbers(view.dataset.item_ids)
-    if ranks is None:
-        return None
+    """Item ids, or the numbers published beside them, in order of first appearance, targets included."""
+    numbered = [("item id", id_numbers(view.dataset.item_ids))]
+    if NUMBER in view.dataset.item_text.columns:
+        numbers = view.dataset.item_text[NUMBER].cast(pl.String).fill_null("")
+        numbered.append(("published item number", id_numbers(numbers.to_numpy().astype(np.str_))))
+    found = [_order(view, what, ranks) for what, ranks in numbered if ranks is not None]
+    return next((finding for finding in found if finding is not None), None)
+
+
+def _order(view: View, what: str, ranks: LongArray) -> Finding | None:
+    data = view.dataset
     users, last, newest = last_and_newest(data, ranks)
     hits = next_id_hits(data, ranks)
     count, rate = int(hits.sum()), share_of(int(hits.sum()), hits.size)
@@ -132,7 +139,7 @@ def id_order(view: View) -> Finding | None:
         severity="error",
         count=count,
         share=rate,
-        message=f'the rule "largest item id in the history + 1" finds the last item of {count:,} of '
+        message=f'the rule "largest {what} in the history + 1" finds the last item of {count:,} of '
         f"{hits.size:,} users: HR@1 {rate:.4f}, against {share_of(1, hits.size) * expected:.4f} after random "
         f"relabelling.{frontier} Most likely items are numbered by first appearance, targets included.",
         examples=view.user_examples(users[hits]),

@@ -30,6 +30,7 @@ READERS: Mapping[str, str] = {
     "dealrec-npy": "frugalrec.data.readers.dealrec:read_npy",
     "recbole": "frugalrec.data.readers.formats:read_recbole",
     "amazon-2023": "frugalrec.data.readers.formats:read_amazon",
+    "p5": "frugalrec.data.readers.p5:read_dataset",
     "tallrec": "frugalrec.data.readers.tallrec:read_dataset",
 }
 """Format name -> the function that reads it, resolved on use."""
@@ -40,6 +41,9 @@ FOLDERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("movielens-latest", ("ratings.csv", "movies.csv")),
     ("dealrec", ("sequential_train.txt",)),
     ("dealrec-npy", ("training_dict.npy",)),
+    ("p5", ("sequential.txt",)),
+    ("p5", ("sequential_data.txt",)),
+    ("p5", ("datamaps.json", "*.txt")),
     ("recbole", ("*.inter",)),
     ("amazon-2023", ("meta_*.jsonl*",)),
     ("csv", ("interactions.csv",)),
