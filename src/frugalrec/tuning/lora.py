@@ -152,14 +152,6 @@ def adapter_weights(model: Any) -> dict[str, torch.Tensor]:
     }
 
 
-@torch.no_grad()
-def load_adapter_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    """Copy LoRA matrices back into the model."""
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.copy_(weights[name])
-
-
 def start_from(model: Any, weights: Mapping[str, torch.Tensor], adapter: Path) -> None:
     """Give fresh LoRA matrices the values of a saved adapter.
 

@@ -1,4 +1,4 @@
-"""What happens between steps: progress, validation after each epoch, and the best adapter so far."""
+"""What happens between steps: progress, validation after each epoch, and the best weights so far."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from transformers import TrainerCallback
 
 from frugalrec.runs import write_text
 from frugalrec.tuning.base import Progress
-from frugalrec.tuning.lora import adapter_weights
 from frugalrec.tuning.processes import unwrapped
+from frugalrec.tuning.trained import trained_weights
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Passes steps on, and keeps the best epoch's adapter where there is a validation set."""
+    """Passes steps on, and keeps the best epoch's weights where there is a validation set."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
             self.history = [e for e in known if e["epoch"] * self.per_epoch <= state.global_step]
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Judge the adapter where an epoch ends, and tell of the step."""
+        """Judge the model where an epoch ends, and tell of the step."""
         if state.global_step % self.per_epoch == 0 and (judged := self._judged(model)):
             self.history.append({"epoch": state.global_step // self.per_epoch, **judged})
             if state.is_world_process_zero:
@@ -74,12 +74,12 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         epoch = int(self.history[-1]["epoch"])
         if self.best == epoch:
             aside = self.folder / ".epoch.safetensors"
-            save_file(adapter_weights(unwrapped(model)), aside)
+            save_file(trained_weights(unwrapped(model)), aside)
             os.replace(aside, self.weights_of(epoch))
         write_text(self.folder / "validation.json", json.dumps(self.history))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Tell of the checkpoint, and remove adapters that nobody can want any more."""
+        """Tell of the checkpoint, and remove weights that nobody can want any more."""
         if self.saved is not None and state.is_world_process_zero:
             self.saved()
         # From here on no run goes back behind this epoch, so that only its best so far can be wanted.

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,10 @@ from frugalrec.llm.batching import token_batches
 from frugalrec.llm.scoring import Query
 from frugalrec.tuning.base import Progress
 from frugalrec.tuning.fast_lora import fast_lora
-from frugalrec.tuning.lora import load_adapter_weights
 from frugalrec.tuning.processes import is_main, processes, wait
 from frugalrec.tuning.reporter import Reporter
 from frugalrec.tuning.schedule import batches, rate, shares
+from frugalrec.tuning.trained import load_trained_weights
 
 Item = TypeVar("Item")
 
@@ -134,11 +134,12 @@ def train(
     report_to: Sequence[str] = (),
     progress: Progress | None = None,
     saved: Callable[[], None] | None = None,
+    groups: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Train the LoRA matrices in place and return the curve.
+    """Train what has gradients in place, such as LoRA matrices, and return the curve.
 
     Args:
-        model: The model with LoRA matrices.
+        model: The model; only what is trained in it requires gradients.
         task: What is learned.
         items: Training items.
         validation: Items that choose among the epochs; may be empty.
@@ -151,6 +152,7 @@ def train(
         report_to: Experiment trackers; see `TRACKERS`.
         progress: Is told of the steps.
         saved: Is told of each checkpoint once it is whole, in the main process.
+        groups: Parameters with rates of their own, as ``torch.optim.AdamW`` takes them.
 
     Returns:
         `loss_curve` ((step, loss) pairs), `validation` (one entry an epoch), `best_epoch`, `resumed_at`,
@@ -175,6 +177,7 @@ def train(
             train_dataset=parts,
             data_collator=collator,
             callbacks=[reporter],
+            optimizers=(_optimizer(groups, learning_rate), None),
         )
     trainer.remove_callback(PrinterCallback)
     # The loss is a mean of shares: the Trainer divides by their number, not by a number of labels.
@@ -186,7 +189,7 @@ def train(
     seconds = time.perf_counter() - started
     wait()  # for the files of the main process
     if reporter.best is not None:
-        load_adapter_weights(model, load_file(reporter.weights_of(reporter.best)))
+        load_trained_weights(model, load_file(reporter.weights_of(reporter.best)))
     return {
         "loss_curve": [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e],
         "validation": reporter.history,
@@ -195,6 +198,13 @@ def train(
         "training_seconds": seconds - reporter.seconds,
         "validation_seconds": reporter.seconds,
     }
+
+
+def _optimizer(groups: Sequence[Mapping[str, Any]] | None, learning_rate: float) -> Any:
+    """Return an optimizer of parameter groups; None leaves it to the Trainer."""
+    if groups is None:
+        return None
+    return torch.optim.AdamW([dict(group) for group in groups], lr=learning_rate, weight_decay=0.0)
 
 
 @contextmanager
