@@ -148,7 +148,7 @@ class ItemStudent(AttentionRecommender):
             from frugalrec.rng import generator
 
             start = spectral_embeddings(train, self.embedding_size, generator(self.seed, "spectral"))
-            network.items.free.data.copy_(torch.from_numpy(start))  # type: ignore[operator, union-attr]
+            network.items.free.data.copy_(torch.from_numpy(start))  # type: ignore[operator]
 
     def _step(self, network: SequenceNetwork, windows: Windows, train: Dataset) -> StepFunction:
         soft = self.soft

@@ -13,7 +13,7 @@ from frugalrec.errors import ConfigError, DataError
 from frugalrec.recommenders.batching import Windows, grouped_positions, position_states
 from frugalrec.recommenders.losses import BlockLoss
 from frugalrec.recommenders.sequential import SequentialRecommender
-from frugalrec.types import FloatArray, IntArray
+from frugalrec.types import FloatArray, IntArray, Ranking
 
 BLOCK = 512
 """Positions whose scores of all items are in memory at once."""
@@ -45,6 +45,46 @@ class SoftTargets:
             raise DataError(
                 f"soft targets of position {wrong[0]} are no distribution (sum {sums[wrong[0]]:.4f})."
             )
+
+    @classmethod
+    def of_ranking(cls, ranking: Ranking, temperature: float = 1.0) -> SoftTargets:
+        """Return a list's scores as probabilities: of beams, of candidates, of any recommender's best.
+
+        Args:
+            ranking: One list a training row; empty places (-1) get nothing.
+            temperature: What scores are divided by before the softmax.
+
+        Raises:
+            DataError: If a list is empty.
+        """
+        known = ranking.items >= 0
+        if not known.any(axis=1).all():
+            row = int(np.argmin(known.any(axis=1)))
+            raise DataError(f"list {row} is empty, so it teaches nothing; leave its row out.")
+        scores = np.where(known, ranking.scores / temperature, -np.inf)
+        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        items = np.where(known, ranking.items, 0)
+        return cls(items=items, probabilities=shares.astype(np.float32))
+
+
+def soft_cross_entropy(
+    logits: Tensor, targets: Tensor, soft: SoftTargets, rows: Sequence[int], weight: float
+) -> Tensor:
+    """Return ``(1 - w) (-log softmax(s)_y) + w (-sum_i q_i log softmax(s)_i)`` of some rows, (b,).
+
+    Args:
+        logits: Scores of all items, (b, n_items).
+        targets: The item that came next, (b,).
+        soft: The teacher's targets of all rows.
+        rows: The rows' numbers.
+        weight: w, the teacher's share, from 0 to 1.
+    """
+    logs = torch.log_softmax(logits, dim=1)
+    items = torch.from_numpy(soft.items[list(rows)].astype(np.int64)).to(logs.device)
+    shares = torch.from_numpy(soft.probabilities[list(rows)]).to(logs.device)
+    own = logs.gather(1, targets.to(logs.device)[:, None])[:, 0]
+    return -(1 - weight) * own - weight * (shares * logs.gather(1, items)).sum(dim=1)
 
 
 def teach(

@@ -15,7 +15,7 @@ is the LLM's own next-token view of the titles' words; `head_start` of it is whe
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,6 +37,10 @@ from frugalrec.types import FloatArray, IntArray, LongArray
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
+
+
+Criterion = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+"""Takes scores of all items, (b, n_items), and the prompts' numbers; returns a loss each, (b,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +147,25 @@ class ItemHead:
         lora = {name: p for name, p in self.layers.network.named_parameters() if "lora_" in name}
         return lora | {f"head.{name}": p for name, p in self.linear.named_parameters()}
 
+    def logits(self, prompts: Prompts, rows: Sequence[int]) -> torch.Tensor:
+        """Return ``scale * u . v`` of some prompts and all items, (b, n_items)."""
+        found: torch.Tensor = self.config.scale * self._users(prompts, rows) @ self.vectors.T
+        return found
+
     def losses(self, prompts: Prompts, rows: Sequence[int], targets: torch.Tensor) -> torch.Tensor:
         """Return ``-log softmax(scale * u . v)[target]`` of some prompts, (b,)."""
-        logits = self.config.scale * self._users(prompts, rows) @ self.vectors.T
+        logits = self.logits(prompts, rows)
         return torch.nn.functional.cross_entropy(logits, targets.to(logits.device), reduction="none")
 
-    def fit(self, prompts: Prompts, targets: NDArray[Any]) -> dict[str, Any]:
+    def fit(
+        self, prompts: Prompts, targets: NDArray[Any], criterion: Criterion | None = None
+    ) -> dict[str, Any]:
         """Tune on all prompts; return the losses by epoch, samples and seconds.
+
+        Args:
+            prompts: The prompts.
+            targets: The item that followed each, (n_prompts,).
+            criterion: Another loss than the cross-entropy of the targets.
 
         Raises:
             DataError: If there are no prompts, or not one target each.
@@ -166,7 +182,10 @@ class ItemHead:
         )
         losses, start = [], time.perf_counter()
         for rows in order:
-            loss = self.losses(prompts, rows, wanted[rows]).mean()
+            if criterion is None:
+                loss = self.losses(prompts, rows, wanted[rows]).mean()
+            else:
+                loss = criterion(self.logits(prompts, rows), rows).mean()
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
