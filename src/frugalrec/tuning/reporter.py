@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from frugalrec.runs import write_text
 from frugalrec.tuning.base import Progress
 from frugalrec.tuning.processes import unwrapped
+from frugalrec.tuning.schedule import Course
 from frugalrec.tuning.trained import trained_weights
 
 
@@ -25,11 +26,11 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         self,
         progress: Progress | None,
         folder: Path,
-        per_epoch: int,
+        course: Course,
         validate: Callable[[Any], dict[str, float]],
         saved: Callable[[], None] | None = None,
     ) -> None:
-        self.progress, self.folder, self.per_epoch, self.validate = progress, folder, per_epoch, validate
+        self.progress, self.folder, self.course, self.validate = progress, folder, course, validate
         self.saved = saved
         self.history: list[dict[str, float]] = []
         self.seconds = 0.0
@@ -49,18 +50,20 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
         path = self.folder / "validation.json"
         if path.is_file():
             known = json.loads(path.read_text(encoding="utf-8"))
-            self.history = [e for e in known if e["epoch"] * self.per_epoch <= state.global_step]
+            self.history = [e for e in known if self.course.ends[int(e["epoch"]) - 1] <= state.global_step]
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Judge the model where an epoch ends, and tell of the step."""
-        if state.global_step % self.per_epoch == 0 and (judged := self._judged(model)):
-            self.history.append({"epoch": state.global_step // self.per_epoch, **judged})
+        ends = self.course.ends
+        if state.global_step in ends and (judged := self._judged(model)):
+            self.history.append({"epoch": ends.index(state.global_step) + 1, **judged})
             if state.is_world_process_zero:
                 self._keep(model)
             if args.report_to:
                 log_too = control.should_log
                 self.trainer.log({f"validation_{name}": value for name, value in judged.items()})
                 control.should_log = log_too  # the step's own loss is still to come
+            control.should_training_stop |= self.course.exhausted(self.history)
         if self.progress is not None and state.is_world_process_zero:
             self.progress(state.global_step, state.max_steps)
 

@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from frugalrec.rng import generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """The batches of all epochs, in their final order, and how steps are taken with them."""
+
+    order: Sequence[Sequence[int]]
+    """Numbers of the items of each batch."""
+    ends: Sequence[int]
+    """Steps after which an epoch is over, rising; the last is the number of batches."""
+    learning_rate: float
+    """Peak rate of AdamW."""
+    constant: bool = False
+    """Take the peak rate in every step; default: see `rate`."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Longest gradient; longer ones are shortened to it. 0 for no limit."""
+    patience: int | None = None
+    """Stop after so many epochs without a better validation loss; default: never."""
+    patience_resets: bool = True
+    """Count such epochs anew after each better one; off, all of them count together."""
+
+    def exhausted(self, history: Sequence[Mapping[str, float]]) -> bool:
+        """Return whether the epochs judged so far, each with its `loss`, leave no patience.
+
+        >>> course = Course(order=[], ends=[], learning_rate=1e-3, patience=2)
+        >>> course.exhausted([{"loss": loss} for loss in (3, 4, 2, 3)])
+        False
+        """
+        losses = [entry["loss"] for entry in history]
+        better = [n for n, loss in enumerate(losses) if n == 0 or loss < min(losses[:n])]
+        if self.patience is None or not losses:
+            return False
+        idle = len(losses) - 1 - better[-1] if self.patience_resets else len(losses) - len(better)
+        return idle >= self.patience
 
 
 def rate(step: int, steps: int) -> float:

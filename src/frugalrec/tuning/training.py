@@ -19,21 +19,23 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from frugalrec.llm.batching import token_batches
 from frugalrec.llm.scoring import Query
 from frugalrec.tuning.base import Progress
 from frugalrec.tuning.fast_lora import fast_lora
-from frugalrec.tuning.processes import is_main, processes, wait
+from frugalrec.tuning.processes import is_main, processes, unwrapped, wait
 from frugalrec.tuning.reporter import Reporter
-from frugalrec.tuning.schedule import batches, rate, shares
-from frugalrec.tuning.trained import load_trained_weights
+from frugalrec.tuning.schedule import Course, batches, rate, shares
+from frugalrec.tuning.trained import load_trained_weights, trained_weights
 
 Item = TypeVar("Item")
 
 FACTOR = "share_factor"
+TRAINED = "trained.safetensors"
+"""What a checkpoint keeps of a network: the weights that are trained."""
 VALIDATION_TOKENS = 2048
 """Padded tokens in one pass over validation rows."""
 
@@ -93,6 +95,18 @@ class _Trainer(Trainer):  # type: ignore[misc]
     """A Trainer whose loss is a task's, over shares of batches in their final order."""
 
     task: Task[Any]
+    course: Course
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        # Only what is trained, by its own names: what stays as it was need not be written.
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(trained_weights(unwrapped(self.model)), folder / TRAINED)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        weights = load_file(Path(resume_from_checkpoint) / TRAINED)
+        load_trained_weights(unwrapped(self.model if model is None else model), weights)
 
     def _get_train_sampler(self, *args: Any) -> Any:
         # The items are batches in their final order, so that a resumed run sees the ones it missed.
@@ -100,8 +114,10 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         # No step at a rate of 0, as the usual warm-up begins with: few shots make few steps.
+        share = partial(rate, steps=num_training_steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer if optimizer is None else optimizer, partial(rate, steps=num_training_steps)
+            self.optimizer if optimizer is None else optimizer,
+            (lambda step: 1.0) if self.course.constant else share,
         )
         return self.lr_scheduler
 
@@ -159,8 +175,59 @@ def train(
         and of this call `training_seconds` and `validation_seconds`.
     """
     order = batches([task.length(item) for item in items], items_per_batch, epochs, seed)
-    weights = [task.weight(item) for item in items]
-    parts = [part for batch in order for part in shares(batch, weights, accumulation * processes())]
+    per_epoch = len(order) // epochs
+    ends = range(per_epoch, len(order) + 1, per_epoch)
+    return follow(
+        model,
+        task,
+        items,
+        Course(order=order, ends=ends, learning_rate=learning_rate),
+        validation,
+        folder,
+        weights=[task.weight(item) for item in items],
+        seed=seed,
+        accumulation=accumulation,
+        report_to=report_to,
+        progress=progress,
+        saved=saved,
+        groups=groups,
+    )
+
+
+def follow(
+    model: Any,
+    task: Task[Item],
+    items: Sequence[Item],
+    course: Course,
+    validation: Sequence[Item],
+    folder: Path,
+    *,
+    weights: Sequence[float],
+    seed: int,
+    accumulation: int = 1,
+    report_to: Sequence[str] = (),
+    progress: Progress | None = None,
+    saved: Callable[[], None] | None = None,
+    groups: Sequence[Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Train what requires a gradient, in place, with batches that are settled; see `train`.
+
+    Args:
+        model: The network; its parameters that require a gradient are trained and kept.
+        task: What is learned.
+        items: Training items of all epochs; each is asked for when its batch comes.
+        course: The batches and how steps are taken.
+        validation: Items that choose among the epochs; may be empty.
+        folder: Where checkpoints live while training goes on.
+        weights: How much each item counts in its batch; see `Task.weight`.
+        seed: Seed of dropout.
+        accumulation: See `train`.
+        report_to: See `train`.
+        progress: See `train`.
+        saved: See `train`.
+        groups: See `train`.
+    """
+    parts = [part for batch in course.order for part in shares(batch, weights, accumulation * processes())]
 
     def collator(only: Sequence[tuple[list[int], float]]) -> dict[str, torch.Tensor]:
         ((rows, factor),) = only
@@ -169,19 +236,20 @@ def train(
     def validate(current: Any) -> dict[str, float]:
         return task.judge(current, validation) if validation else {}
 
-    reporter = Reporter(progress, folder, len(order) // epochs, validate, saved)
+    reporter = Reporter(progress, folder, course, validate, saved)
     with _logs_beside(folder):
         trainer = _Trainer(
             model=model,
-            args=_arguments(model, folder, len(order), learning_rate, accumulation, report_to, seed),
+            args=_arguments(model, folder, course, accumulation, report_to, seed),
             train_dataset=parts,
             data_collator=collator,
             callbacks=[reporter],
-            optimizers=(_optimizer(groups, learning_rate), None),
+            optimizers=(_optimizer(groups, course), None),
         )
     trainer.remove_callback(PrinterCallback)
     # The loss is a mean of shares: the Trainer divides by their number, not by a number of labels.
     trainer.task, trainer.model_accepts_loss_kwargs, reporter.trainer = task, False, trainer
+    trainer.course = course
     checkpoint = newest_checkpoint(folder)
     started = time.perf_counter()
     with fast_lora(model):
@@ -200,11 +268,12 @@ def train(
     }
 
 
-def _optimizer(groups: Sequence[Mapping[str, Any]] | None, learning_rate: float) -> Any:
+def _optimizer(groups: Sequence[Mapping[str, Any]] | None, course: Course) -> Any:
     """Return an optimizer of parameter groups; None leaves it to the Trainer."""
     if groups is None:
         return None
-    return torch.optim.AdamW([dict(group) for group in groups], lr=learning_rate, weight_decay=0.0)
+    rate, decay = course.learning_rate, course.weight_decay
+    return torch.optim.AdamW([dict(group) for group in groups], lr=rate, weight_decay=decay)
 
 
 @contextmanager
@@ -223,8 +292,7 @@ def _logs_beside(folder: Path) -> Iterator[None]:
 def _arguments(
     model: Any,
     folder: Path,
-    steps: int,
-    learning_rate: float,
+    course: Course,
     accumulation: int,
     report_to: Sequence[str],
     seed: int,
@@ -234,10 +302,11 @@ def _arguments(
         num_train_epochs=1,  # the batches of all epochs, one after the other
         per_device_train_batch_size=1,
         gradient_accumulation_steps=accumulation,
-        learning_rate=learning_rate,
-        weight_decay=0.0,
+        learning_rate=course.learning_rate,
+        weight_decay=course.weight_decay,
+        max_grad_norm=course.clip,
         logging_steps=1,
-        save_steps=max(1, steps // 8),
+        save_steps=max(1, len(course.order) // 8),
         save_total_limit=1,
         seed=seed,
         report_to=list(report_to) or "none",
@@ -258,6 +327,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         newest = found.pop()
         try:
             json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))  # written last
+            (newest / TRAINED).stat()
         except (OSError, ValueError):
             if is_main():
                 shutil.rmtree(newest)
