@@ -71,7 +71,8 @@ class ItemIds:
     @cached_property
     def lengths(self) -> LongArray:
         """Symbols of each id, (n_items,)."""
-        return (self.codes >= 0).sum(axis=1)
+        lengths: LongArray = (self.codes >= 0).sum(axis=1)
+        return lengths
 
     @property
     def mean_length(self) -> float:

@@ -16,7 +16,8 @@ from frugalrec.types import DoubleArray
 
 COMMITMENT = 0.25
 """Weight of the encoder's pull towards its codes, against the codes' pull towards it."""
-BATCH = 1024
+LARGEST_BATCH, SMALLEST_BATCH, STEPS = 1024, 32, 8
+"""Batches are as large as that, but an epoch has at least so many steps where there are items enough."""
 LEARNING_RATE = 1e-3
 
 
@@ -25,7 +26,7 @@ class ResidualAutoencoder(nn.Module):
 
     def __init__(self, d: int, width: int, levels: int, size: int) -> None:
         super().__init__()
-        middle = max(width, d // 2)
+        middle = max(2 * width, d // 2)
         self.encoder = nn.Sequential(nn.Linear(d, middle), nn.ReLU(), nn.Linear(middle, width))
         self.decoder = nn.Sequential(nn.Linear(width, middle), nn.ReLU(), nn.Linear(middle, d))
         self.codebooks = nn.Parameter(torch.zeros(levels, size, width))
@@ -85,12 +86,13 @@ def _start(network: ResidualAutoencoder, points: Tensor, seed: int) -> None:
 def _epoch(network: ResidualAutoencoder, points: Tensor, optimiser: torch.optim.Optimizer) -> None:
     levels, size, _ = network.codebooks.shape
     used = torch.zeros(levels, size, dtype=torch.bool)
-    for rows in torch.randperm(len(points)).split(BATCH):
+    size_of_batch = min(max(len(points) // STEPS, SMALLEST_BATCH), LARGEST_BATCH)
+    for rows in torch.split(torch.randperm(len(points)), size_of_batch):
         batch = points[rows]
         rebuilt, quantising, codes = network(batch)
         loss = (rebuilt - batch).square().sum(dim=1).mean() + quantising
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
         used[torch.arange(levels)[:, None], codes.T] = True
     _restart(network, points, used)
