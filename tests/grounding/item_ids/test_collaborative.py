@@ -102,6 +102,15 @@ def test_small_catalogues_and_deep_trees(n, branches, leaf):
         assert ids.max_length == max(1, int(np.ceil(np.log2(n))))  # halves of halves
 
 
+def test_users_with_one_item_each_say_nothing():
+    frame = pl.DataFrame({"user": range(40), "item": range(40)})
+    dataset = Dataset.from_frames(frame, name="singles")
+    for train in (dataset, dataset.where(np.zeros(40, dtype=bool))):
+        ids = collaborative(train, branches=4, leaf=5)
+        assert np.bincount(ids.codes[:, 0]).tolist() == [10] * 4
+        assert ids.evidence["together"] == 0
+
+
 def test_what_cannot_be_is_refused():
     dataset = clubs()
     with pytest.raises(ConfigError, match="branches=1 must be at least 2"):

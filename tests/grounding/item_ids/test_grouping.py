@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frugalrec.errors import ConfigError
-from frugalrec.grounding.item_ids.grouping import kmeans, matched, squared_distances
+from frugalrec.grounding.item_ids.grouping import _nearest, kmeans, matched, squared_distances
 from frugalrec.grounding.item_ids.residuals import residual_kmeans
 
 
@@ -78,6 +78,22 @@ def test_no_group_is_fuller_than_its_room(n, k, seed):
     points = np.round(drawn(n, 2, seed))  # many equal points
     labels = kmeans(points, k, np.random.default_rng(seed), room=room).labels
     assert np.bincount(labels, minlength=k).max() <= room
+
+
+def test_how_many_distances_are_held_does_not_matter(monkeypatch):
+    points = drawn(50, 3, 0)
+    whole = kmeans(points, 6, np.random.default_rng(0))
+    monkeypatch.setattr("frugalrec.grounding.item_ids.grouping.CELLS", 40)
+    np.testing.assert_array_equal(kmeans(points, 6, np.random.default_rng(0)).labels, whole.labels)
+
+
+def test_no_group_stays_empty():
+    points = drawn(30, 1, 0)
+    for seed in range(20):  # as many groups as points: each gets one
+        labels = kmeans(points, 30, np.random.default_rng(seed), iterations=3).labels
+        assert sorted(labels.tolist()) == list(range(30))
+    centres = np.array([[0.0], [50.0], [60.0]])  # two centres that are nearest to none
+    assert sorted(set(_nearest(points, centres).tolist())) == [0, 1, 2]
 
 
 def test_equal_points_stay_in_one_group():

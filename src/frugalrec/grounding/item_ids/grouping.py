@@ -14,6 +14,9 @@ import numpy as np
 from frugalrec.errors import ConfigError
 from frugalrec.types import DoubleArray, LongArray
 
+CELLS = 1 << 22
+"""Distances held at once where there is no limit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Groups:
@@ -53,12 +56,10 @@ def kmeans(
     centres = points[_starts(points, k, rng, fill=room is not None)]
     best, before = Groups(centres=centres, labels=np.zeros(n, dtype=np.int64), error=np.inf), None
     for _ in range(iterations):
-        squares = squared_distances(points, centres)
         if room is None:
-            labels = squares.argmin(axis=1)
-            _refill(labels, squares, centres.shape[0])
+            labels = _nearest(points, centres)
         else:
-            labels = matched(squares, room)
+            labels = matched(squared_distances(points, centres), room)
         if before is not None and np.array_equal(labels, before):
             break
         before, centres = labels, _means(points, labels, centres)
@@ -133,12 +134,22 @@ def _means(points: DoubleArray, labels: LongArray, centres: DoubleArray) -> Doub
     return means
 
 
-def _refill(labels: LongArray, squares: DoubleArray, k: int) -> None:
-    """Give each empty group the point that its own centre suits worst, but never a group's only one."""
+def _nearest(points: DoubleArray, centres: DoubleArray) -> LongArray:
+    """Return the nearest centre of each point, (n,).
+
+    A centre that is nearest to none gets the point that its own centre suits worst, but never an only one.
+    """
+    n, k = points.shape[0], centres.shape[0]
+    labels, squares = np.empty(n, dtype=np.int64), np.empty(n)
+    step = max(CELLS // k, 1)
+    for start in range(0, n, step):
+        gaps = squared_distances(points[start : start + step], centres)
+        labels[start : start + step], squares[start : start + step] = gaps.argmin(axis=1), gaps.min(axis=1)
     counts = np.bincount(labels, minlength=k)
     for group in np.flatnonzero(counts == 0):
-        lost = np.where(counts[labels] > 1, squares[np.arange(labels.size), labels], -np.inf)
+        lost = np.where(counts[labels] > 1, squares, -np.inf)
         point = int(lost.argmax())
         counts[labels[point]] -= 1
         counts[group] += 1
-        labels[point] = group
+        labels[point], squares[point] = group, 0.0
+    return labels
