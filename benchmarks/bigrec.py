@@ -259,7 +259,8 @@ class Work:
         found, users = [], self.users[fold]
         for start in range(0, users.size, CHUNK):
             some = users[start : start + CHUNK]
-            key = digest(self.tuned.sha256, asdict(self.prompt), some.tolist(), name)
+            said = {k: value for k, value in asdict(self.prompt).items() if k != "learned"}
+            key = digest(self.tuned.sha256, said, some.tolist(), name)
             path = self.options.folder / "said" / f"{self.options.data}-{name}-{fold}-{key}.npz"
             if not path.is_file():
                 began = time.process_time()

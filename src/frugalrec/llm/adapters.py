@@ -24,6 +24,8 @@ MANIFEST = "frugalrec_adapter.json"
 
 SAMPLED = 64
 """Values of each parameter that enter a network's fingerprint."""
+ADDED = ("lora_", ".modules_to_save.", ".task_prompt.", ".kv_prefix.")
+"""Parts of the names of parameters that are learned beside a base model's own."""
 
 
 def network_fingerprint(network: Any) -> str | None:
@@ -51,7 +53,7 @@ def _base_parameters(network: Any) -> dict[str, Any]:
     return {
         name.removeprefix("base_model.model.").replace(".base_layer.", "."): parameter
         for name, parameter in network.named_parameters()
-        if not any(part in name for part in ("lora_", ".modules_to_save.", ".task_prompt."))
+        if not any(part in name for part in ADDED)
     }
 
 

@@ -50,6 +50,8 @@ class LocalLM(LanguageModel):
         """Padded tokens that one forward pass may hold."""
         self.share_prefix = share_prefix
         """Whether prefixes are computed once a group; off, every prompt is computed whole."""
+        self.known: tuple[int, ...] = ()
+        """Tokens that every text begins with and that are not read again; see `llm.kv_prefix`."""
         self._scorer: Any = None
 
     @classmethod
@@ -120,7 +122,7 @@ class LocalLM(LanguageModel):
         if self.is_encoder_decoder:
             return None
         limit = getattr(self.network.config.get_text_config(), "max_position_embeddings", None)
-        return int(limit) if limit else None
+        return int(limit) - len(self.known) if limit else None
 
     @property
     def pad_id(self) -> int:
@@ -142,6 +144,11 @@ class LocalLM(LanguageModel):
         learned = getattr(self.network.get_input_embeddings(), "task_prompt", None)
         if learned is not None:
             parts["prompt"] = learned.sha256
+        if self.known:
+            from frugalrec.llm.kv_prefix import kv_prefix
+
+            prefix = kv_prefix(self)
+            parts["prefix"] = None if prefix is None else prefix.sha256
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -167,7 +174,18 @@ class LocalLM(LanguageModel):
             return [list(ids) for ids in self.tokenizer(list(texts)).input_ids]
         rows = self.tokenizer(list(texts), add_special_tokens=False).input_ids
         start = self._start()
-        return [[*start, *ids] if ids[: len(start)] != start else list(ids) for ids in rows]
+        whole = [[*start, *ids] if ids[: len(start)] != start else list(ids) for ids in rows]
+        return [self._unknown(ids) for ids in whole] if self.known else whole
+
+    def _unknown(self, ids: list[int]) -> list[int]:
+        """Return the tokens behind those that are known."""
+        if tuple(ids[: len(self.known)]) != self.known:
+            raise ModelError(
+                f"a text begins with other words than the prefix of {self.model} stands for "
+                f"({self.tokenizer.decode(self.known)[:60]!r}...); write it with the prompt that the prefix "
+                "was made for."
+            )
+        return ids[len(self.known) :]
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int = 64) -> tuple[list[Completion], Usage]:
         """Complete each prompt greedily, up to the end-of-text token or `max_new_tokens` tokens."""

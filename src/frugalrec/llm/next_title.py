@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from frugalrec.errors import ConfigError
-from frugalrec.llm.prompts import VERBS, clean_title
+from frugalrec.llm.prompts import VERBS, Learned, clean_title, written
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
@@ -35,6 +35,8 @@ class NextTitlePrompt:
     """Longest title in the history; answers are not cut."""
     instruction: str | None = None
     """What the prompt begins with; default: ``Recommend the next {noun}.``"""
+    learned: Learned | None = None
+    """Learned vectors that stand for all words: the content alone is written; see `distillation`."""
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -54,7 +56,8 @@ class NextTitlePrompt:
 
     def question(self, history: Sequence[str]) -> str:
         """Return the prompt for some titles, oldest first."""
-        return f"{self.opening} {'; '.join(self.shown(history))}\nNext {self.noun}:"
+        content = "; ".join(self.shown(history))
+        return written([f"{self.opening} ", content, f"\nNext {self.noun}:"], self.learned)
 
     def shown(self, history: Sequence[str]) -> list[str]:
         """Return the titles of a history that the prompt shows, as it shows them."""

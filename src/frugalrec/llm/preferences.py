@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from frugalrec.errors import ConfigError
-from frugalrec.llm.prompts import CHATML, VERBS, clean_title
+from frugalrec.llm.prompts import CHATML, VERBS, Learned, clean_title, written
 from frugalrec.rng import generator
 
 Style = Literal["alpaca", "chat", "plain", "rated"]
@@ -63,6 +63,8 @@ class PreferencePrompt:
     """Whether plain and rated show the year behind a title, ``(1979)``; many LLMs read it as six tokens."""
     max_title_chars: int = 120
     """Longest title in the styles plain and rated; TALLRec's words are never cut."""
+    learned: Learned | None = None
+    """Learned vectors that stand for all words: the content alone is written; see `distillation`."""
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -100,20 +102,32 @@ class PreferencePrompt:
         """
         if self.style == "rated":
             return self._rated(liked, disliked, target, view)
-        if self.style == "plain":
-            return Question(text=self._plain(liked, disliked, target))
-        words = self.input(liked, disliked, target)
+        parts = self._plain(liked, disliked, target) if self.style == "plain" else [""]
+        if self.style in ("alpaca", "chat"):
+            before, after = self._around()
+            first, *rest, last = self._parts(liked, disliked, target)
+            parts = [before + first, *rest, last + after]
+        return Question(text=written(parts, self.learned))
+
+    def _around(self) -> tuple[str, str]:
+        """Return what stands before and after `input` in the styles alpaca and chat."""
         if self.style == "chat":
-            return Question(text=f"{self.frame[0]}{self.instruction}\n{words}{self.frame[1]}")
-        remark = _REMARK if self.remark else ""
-        return Question(text=_TEMPLATE.format(remark=remark, instruction=self.instruction, input=words))
+            return f"{self.frame[0]}{self.instruction}\n", self.frame[1]
+        text = _TEMPLATE.format(
+            remark=_REMARK if self.remark else "", instruction=self.instruction, input="\0"
+        )
+        before, _, after = text.partition("\0")
+        return before, after
 
     def input(self, liked: Sequence[str], disliked: Sequence[str], target: str) -> str:
         """Return what TALLRec's files hold as `input`: both lists and the question."""
-        return (
-            f"User Preference: {_listed(liked)}\nUser Unpreference: {_listed(disliked)}\n"
-            f'Whether the user will like the target {self.noun} "{target}"?'
-        )
+        return written(self._parts(liked, disliked, target), None)
+
+    def _parts(self, liked: Sequence[str], disliked: Sequence[str], target: str) -> list[str]:
+        """Return words and content of `input` in turn."""
+        question = f'\nWhether the user will like the target {self.noun} "'
+        lists = _listed(liked), "\nUser Unpreference: ", _listed(disliked)
+        return ["User Preference: ", *lists, question, target, '"?']
 
     def shown(self, title: str) -> str:
         """Return a title as the styles plain and rated show it: natural word order, no stray quotes.
@@ -129,23 +143,28 @@ class PreferencePrompt:
             title = re.sub(r" \(\d{4}\)$", "", title)
         return clean_title(title, self.max_title_chars)
 
-    def _plain(self, liked: Sequence[str], disliked: Sequence[str], target: str) -> str:
-        plural = f"{self.noun.capitalize()}s"
-        lists = [("liked", liked), ("disliked", disliked)]
-        quoted = [(word, ", ".join(f'"{self.shown(title)}"' for title in titles)) for word, titles in lists]
-        lines = [f"{plural} {word}: {titles}." for word, titles in quoted if titles]
-        question = f'Will they like the {self.noun} "{self.shown(target)}"? Answer:'
-        return "\n".join([*lines, question])
+    def _plain(self, liked: Sequence[str], disliked: Sequence[str], target: str) -> list[str]:
+        """Return words and content in turn; words leave an empty list out."""
+        plural, words, parts = f"{self.noun.capitalize()}s", "", []
+        for verb, titles in (("liked", liked), ("disliked", disliked)):
+            if titles or self.learned is not None:
+                parts += [
+                    f"{words}{plural} {verb}: ",
+                    ", ".join(f'"{self.shown(title)}"' for title in titles),
+                ]
+                words = ".\n"
+        return [*parts, f'{words}Will they like the {self.noun} "', self.shown(target), '"? Answer:']
 
     def _rated(self, liked: Sequence[str], disliked: Sequence[str], target: str, view: int) -> Question:
         verb = VERBS.get(self.noun, "chose")
-        text = f"{self.noun.capitalize()}s one person {verb}, and whether they liked each.\n"
+        opening, ending = f"{self.noun.capitalize()}s one person {verb}, and whether they liked each.\n", ":"
+        text, ending = self.learned or (opening, ending)
         known = []
         for title, like in interleave(liked, disliked, view):
             text += f"{self.shown(title)}:"
             known.append((len(text), like))
             text += f"{self.answers[0] if like else self.answers[1]}\n"
-        return Question(text=f"{text}{self.shown(target)}:", known=tuple(known))
+        return Question(text=f"{text}{self.shown(target)}{ending}", known=tuple(known))
 
 
 def interleave(liked: Sequence[str], disliked: Sequence[str], view: int) -> list[tuple[str, bool]]:

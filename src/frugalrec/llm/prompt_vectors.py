@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 WEIGHTS = "prompt_vectors.safetensors"
 MANIFEST = "frugalrec_prompt.json"
+KV_PREFIX = "prefix-kv"
+"""Kind of a prompt that is a prefix of keys and values (`llm.kv_prefix`), not vectors."""
 POD_BOUND = 0.1
 """POD draws its vectors uniformly from -0.1 to 0.1."""
 _TASK = re.compile(r"[a-z][a-z0-9-]*")
@@ -233,19 +235,31 @@ def save_prompt(lm: LocalLM, folder: Path, evidence: Mapping[str, Any] | None = 
     prompt = learned_prompt(lm)
     if prompt is None:
         raise ModelError(f"{lm.model} reads no learned prompt; there is nothing to save.")
-    if not bool(torch.isfinite(prompt.weight).all()):
+    facts = {"tasks": prompt.tasks, "n_vectors": prompt.n_vectors}
+    write_prompt(lm, folder, {"weight": prompt.weight}, facts, evidence)
+
+
+def write_prompt(
+    lm: LocalLM,
+    folder: Path,
+    tables: Mapping[str, Tensor],
+    facts: Mapping[str, Any],
+    evidence: Mapping[str, Any] | None,
+) -> None:
+    """Write what was learned for a model, and what it fits; see `save_prompt`."""
+    if not all(bool(torch.isfinite(table).all()) for table in tables.values()):
         raise ModelError("a prompt vector is no finite number; train with a lower rate.")
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MANIFEST).unlink(missing_ok=True)  # without it, half-written vectors are no prompt
-        save_file({"weight": prompt.weight.detach().cpu().contiguous()}, str(folder / WEIGHTS))
+        plain = {name: table.detach().cpu().contiguous() for name, table in tables.items()}
+        save_file(plain, str(folder / WEIGHTS))
     manifest = {
-        "tasks": prompt.tasks,
-        "n_vectors": prompt.n_vectors,
+        **facts,
         "sha256": sha256_of(folder / WEIGHTS),
         "base": {"name": lm.model, "fingerprint": adapters.network_fingerprint(lm.network)},
         "adapter": _adapter_hash(lm),
-        "vocabulary": _own_vocabulary(lm, prompt),
+        "vocabulary": _own_vocabulary(lm),
         "evidence": dict(evidence or {}),
     }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
@@ -281,7 +295,13 @@ def load_prompt(lm: LocalLM, folder: Path) -> dict[str, Any]:
             f"the prompt {folder} was made with another vocabulary than that of {lm.model} "
             f"({len(lm.tokenizer):,} tokens); load the tokenizer it was made with."
         )
-    add_prompt(lm, TaskPrompt(manifest["tasks"], load_file(str(path))["weight"]))
+    tables = load_file(str(path))
+    if manifest.get("kind") == KV_PREFIX:
+        from frugalrec.llm.kv_prefix import KVPrefix, add_kv_prefix
+
+        add_kv_prefix(lm, KVPrefix(tables["keys"], tables["values"], manifest["tokens"]))
+    else:
+        add_prompt(lm, TaskPrompt(manifest["tasks"], tables["weight"]))
     return manifest
 
 
@@ -307,8 +327,9 @@ def _adapter_hash(lm: LocalLM) -> str | None:
     return None if lm.adapter is None else sha256_of(Path(lm.adapter) / adapters.WEIGHTS)
 
 
-def _own_vocabulary(lm: LocalLM, prompt: TaskPrompt) -> str:
-    """Return the hash of the vocabulary without the prompt's own tokens."""
-    own = set(prompt.tokens)
+def _own_vocabulary(lm: LocalLM) -> str:
+    """Return the hash of the vocabulary without the tokens of a learned prompt."""
+    prompt = learned_prompt(lm)
+    own = set() if prompt is None else set(prompt.tokens)
     tokens = sorted(pair for pair in lm.tokenizer.get_vocab().items() if pair[0] not in own)
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()

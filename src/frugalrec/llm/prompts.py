@@ -24,6 +24,8 @@ VERBS = {"film": "watched", "movie": "watched", "book": "read", "game": "played"
 CHATML = ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n")
 """The turn markers of ChatML (SmolLM2, Qwen), without a system message."""
 UNTITLED = "untitled"
+Learned = tuple[str, str]
+"""Tokens of learned vectors that stand for the words of a prompt: before its content, and behind it."""
 
 # Tokenizers turn texts such as <|im_end|>, </s>, <start_of_turn> and [INST] into control tokens.
 _CONTROL_TOKEN = re.compile(r"(?<=<)(?=[|/A-Za-z_])|(?<=\[)(?=/?[A-Z_]+\])")
@@ -57,6 +59,26 @@ def has_text(title: str) -> bool:
     return any(unicodedata.category(c)[0] not in "CZ" for c in unicodedata.normalize("NFKC", title))
 
 
+def written(parts: Sequence[str], learned: Learned | None) -> str:
+    r"""Join the parts of a prompt, or, with learned vectors, its content alone.
+
+    What is words and what is content is said here, for training and inference alike.
+
+    >>> written(["Films: ", "Alien", ". Next: ", "Heat", "?"], None)
+    'Films: Alien. Next: Heat?'
+    >>> written(["Films: ", "Alien", ". Next: ", "Heat", "?"], ("<0>", "<1>"))
+    '<0>Alien\nHeat<1>'
+
+    Args:
+        parts: Words and content in turn; words come first, and last.
+        learned: What is read instead of the words: the first and the last ones become vectors, those
+            between two contents a line break.
+    """
+    if learned is None:
+        return "".join(parts)
+    return learned[0] + "\n".join(parts[1::2]) + learned[1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class RerankPrompt:
     r"""The yes/no question "would this user choose this item?", as a prefix and a suffix.
@@ -78,6 +100,8 @@ class RerankPrompt:
     """With a number, history items with a value of at least this much are shown as liked and the
     others as disliked (TALLRec); with None, all are shown in order."""
     max_title_chars: int = 120
+    learned: Learned | None = None
+    """Learned vectors that stand for all words: the content alone is written; see `distillation`."""
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -109,6 +133,12 @@ class RerankPrompt:
             liked: Titles the user rated well, oldest first.
             disliked: Titles the user rated badly, oldest first. An empty list is left out.
         """
+        return written(self._opening(history, liked, disliked), self.learned and (self.learned[0], "\n"))
+
+    def _opening(
+        self, history: Sequence[str], liked: Sequence[str] | None, disliked: Sequence[str] | None
+    ) -> list[str]:
+        """Return words and content in turn, up to the candidate."""
         plural = f"{self.noun.capitalize()}s"
         if liked is None and disliked is None:
             lists = [(VERBS.get(self.noun, "chosen"), history)]
@@ -116,12 +146,18 @@ class RerankPrompt:
         else:
             lists = [("liked", liked or ()), ("disliked", disliked or ())]
             question = f"Will like the {self.noun}"
-        lines = [f"{plural} {word}: {self._quote(titles)}." for word, titles in lists if titles]
-        body = "\n".join([*lines, question])
-        return (self.frame[0] if self.style == "chat" else "") + body
+        if self.learned is None:  # without words, an empty line tells which list is missing
+            lists = [(word, titles) for word, titles in lists if titles]
+        words, parts = self.frame[0] if self.style == "chat" else "", []
+        for word, titles in lists:
+            parts += [f"{words}{plural} {word}: ", self._quote(titles)]
+            words = ".\n"
+        return [*parts, f"{words}{question}"]
 
     def suffix(self, candidate: str) -> str:
         """Return the part that names the candidate and asks for the answer."""
+        if self.learned is not None:
+            return f"{self._quote([candidate])}{self.learned[1]}"
         ending = f"?{self.frame[1]}" if self.style == "chat" else "? Answer:"
         return f" {self._quote([candidate])}{ending}"
 

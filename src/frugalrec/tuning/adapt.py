@@ -75,7 +75,7 @@ def adapt(
     key = _key(base, options, content)
     if _is_finished(out, key):
         return _finished(out, base)
-    checkpoints = _prepared(out, key)
+    checkpoints = prepared(out, key)
     spent.resume(checkpoints)
     fresh = fresh_copy(base, four_bit=options.method == "qlora")
     chosen = plan(fresh)
@@ -105,7 +105,7 @@ def adapt(
         * chosen.n_rows
         * (1 - outcome["resumed_at"] / steps)
         / outcome["training_seconds"],
-        "versions": _versions(),
+        "versions": versions(),
     }
     write_text(out / integrity.EVIDENCE, json.dumps(evidence, indent=1))
     shutil.rmtree(checkpoints)
@@ -182,15 +182,16 @@ def _is_finished(out: Path, key: str) -> bool:
 def _key(base: LocalLM, options: TuningOptions, content: Any) -> str:
     start = None if options.start is None else sha256_of(Path(options.start) / WEIGHTS)
     said = {name: value for name, value in asdict(options).items() if name not in ("start", "report_to")}
-    text = json.dumps([base.fingerprint, said, start, content, _versions()])
+    text = json.dumps([base.fingerprint, said, start, content, versions()])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions that training depends on."""
     return {name: version(name) for name in ("torch", "transformers", "peft")}
 
 
-def _prepared(out: Path, key: str) -> Path:
+def prepared(out: Path, key: str) -> Path:
     """Return the checkpoint folder, emptied unless it belongs to the same call."""
     checkpoints = out / "checkpoints"
     mark = checkpoints / "key.txt"

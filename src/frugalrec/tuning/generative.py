@@ -66,12 +66,15 @@ class GenerativeTuner(Tuner):
         from frugalrec.tuning.adapt import adapt
 
         said = [[[list(shown), title] for shown, title in part] for part in (rows, validation or ())]
+        prompt = asdict(self.prompt)
+        if prompt["learned"] is None:
+            del prompt["learned"]  # adapters of worded prompts keep their names
         return adapt(
             base,
             lambda fresh: self._plan(fresh, rows, validation or ()),
             out,
             options=self.config,
-            content=["next-title", asdict(self.prompt), *said],
+            content=["next-title", prompt, *said],
             progress=progress,
         )
 
