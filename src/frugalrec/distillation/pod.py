@@ -1,0 +1,336 @@
+"""POD, repaired: options, and a trained model as the other parts of this package use one.
+
+After "Prompt Distillation for Efficient LLM-based Recommendation" (CIKM 2023). Three tasks are trained
+together, each with P learned vectors before its text; see `templates`, `samples`, `batches`, `whole_word`.
+`PodTrainer` trains, `legacy` keeps the published faults for comparison.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from frugalrec.distillation.encoding import CUE
+from frugalrec.distillation.templates import SEQUENTIAL, TASKS, IdWriter, bare
+from frugalrec.errors import ConfigError, ModelError
+from frugalrec.llm.models import sha256_of
+from frugalrec.llm.next_title import NextTitlePrompt
+
+if TYPE_CHECKING:
+    from frugalrec.llm.local import LocalLM
+
+MANIFEST = "frugalrec_pod.json"
+MODEL, ADAPTER, PROMPT, ROWS = "model", "adapter", "prompt", "whole_word.safetensors"
+Mode = Literal["joint", "lora+prompt", "prompt-only", "prefix-kv"]
+Start = Literal["words", "vocabulary", "uniform"]
+Mean = Literal["rows", "tokens"]
+Choice = Literal["loss", "ndcg"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faults:
+    """Faults of the published code, all of them off; `legacy.published` turns them on."""
+
+    pads_in_loss: bool = False
+    """The loss averages over the padding of answers too, as if it were to be written."""
+    no_cross_mask: bool = False
+    """The decoder attends to the padding of prompts, so that answers depend on the rest of a batch."""
+    row_zero: bool = False
+    """Whole-word rows start at N(0, 1), and row 0 is trained and added to all words."""
+    patience_in_total: bool = False
+    """Epochs without a better loss are counted together, not since the last better one."""
+    equal_turns: bool = False
+    """Every task gets as many batches, whatever its size, and each first pass is in the order of the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodConfig:
+    """How POD is trained."""
+
+    mode: Mode = "joint"
+    """`joint` trains all weights, `lora+prompt` LoRA matrices and vectors, `prompt-only` vectors alone,
+    `prefix-kv` the keys and values of one task's opening words (causal networks)."""
+    n_vectors: int = 10
+    """P: learned vectors of a task."""
+    start: Start = "words"
+    """Where vectors start: a task's first template, tokens drawn from the vocabulary, or uniform."""
+    weights: Mapping[str, float] = field(default_factory=lambda: {SEQUENTIAL: 1.0})
+    """Task -> passes over its rows in an epoch (a share of them below 1); tasks left out are not trained."""
+    window: int = 20
+    """History items shown at most."""
+    negatives: int = 99
+    """Items beside the right one in top-n prompts, and in the fixed lists that `choose_by` ndcg ranks."""
+    whole_word: bool = False
+    """Add whole-word rows; a model with them cannot be exported."""
+    max_entities: int = 512
+    """Whole-word rows: users and items in one prompt, and one more."""
+    explanation_tokens: int = 20
+    """Longest explanation that is learned, without the end of text."""
+    epochs: int = 10
+    """Epochs at most."""
+    learning_rate: float = 1e-3
+    """Peak rate of AdamW; a tenth of the steps warms up, then it falls to 0."""
+    prompt_learning_rate: float | None = None
+    """Peak rate of the learned vectors; default: the same."""
+    constant_rate: bool = False
+    """The peak rate in every step."""
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Longest gradient; 0 for no limit."""
+    batch_size: int = 64
+    """Rows of a batch at most."""
+    batch_tokens: int = 8192
+    """Padded prompt tokens of a batch at most."""
+    mean: Mean = "rows"
+    """The loss is a mean over rows of the mean over a row's answer tokens, or over all answer `tokens`."""
+    patience: int | None = 3
+    """Stop after so many epochs without a better figure; None: never."""
+    choose_by: Choice = "loss"
+    """Epochs are judged by the validation loss, or by NDCG@10 among fixed negatives."""
+    validation_users: int = 512
+    """Users that judge epochs; 0: none, the last epoch is kept."""
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    """Of the LoRA matrices."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Layers that get LoRA matrices."""
+    faults: Faults = Faults()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check choices and ranges."""
+        for name, kind in (("mode", Mode), ("start", Start), ("mean", Mean), ("choose_by", Choice)):
+            if getattr(self, name) not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise ConfigError(f"POD: {name} must be one of {known}, not {getattr(self, name)!r}.")
+        for name in ("n_vectors", "window", "negatives", "epochs", "batch_size", "batch_tokens", "rank"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"POD: {name} must be at least 1, not {getattr(self, name)}.")
+        unknown = sorted(set(self.weights) - set(TASKS))
+        if unknown or not self.weights or min(self.weights.values()) <= 0:
+            raise ConfigError(f"POD: weights need tasks of {TASKS}, each above 0, not {dict(self.weights)}.")
+        if not 0 < self.learning_rate < 1:
+            raise ConfigError(f"POD: learning_rate must lie between 0 and 1, not {self.learning_rate}.")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"POD: patience must be at least 1, not {self.patience}.")
+        if self.mode == "prefix-kv" and (len(self.weights) > 1 or self.whole_word):
+            raise ConfigError(
+                "POD: a prefix of keys and values belongs to one task, and has no whole-word rows; train one "
+                "model a task, or another mode."
+            )
+        most = 1 + max(self.window, self.negatives + 1 if "top-n" in self.weights else 1)
+        if self.whole_word and self.max_entities <= most:
+            raise ConfigError(
+                f"POD: prompts may name {most} users and items; give max_entities of {most + 1} or more, not "
+                f"{self.max_entities}."
+            )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that are trained."""
+        return tuple(task for task in TASKS if task in self.weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodPrompt(NextTitlePrompt):
+    """The bare form of the sequential task, for grounders: titles are the answers of an `IdWriter`."""
+
+    writer: IdWriter
+    task_opening: str
+    """The text of the task's learned vectors."""
+    cue: str = ""
+
+    def question(self, history: Sequence[str]) -> str:
+        """Return the prompt for some answers, oldest first.
+
+        Raises:
+            ConfigError: If users are written: then it takes a user, see `question_of`.
+        """
+        if self.writer.users is not None and history:
+            raise ConfigError("these prompts name the user; ask with question_of, or train without users.")
+        return self._asked("", history)
+
+    def question_of(self, user: int, history: Sequence[str]) -> str:
+        """Return the prompt for a user."""
+        said = "" if self.writer.users is None else f" {self.writer.users[user]}"
+        return self._asked(said, history)
+
+    def answer(self, title: str) -> str:
+        """Return what is written for an item."""
+        return f" {title}"
+
+    def shown(self, history: Sequence[str]) -> list[str]:
+        """Return the items that the prompt shows, as it shows them."""
+        return [self._items[title] for title in history[-self.window :]]
+
+    def _asked(self, user: str, history: Sequence[str]) -> str:
+        between = f" {self.writer.separator} " if self.writer.separator else " "
+        items = f" {between.join(self.shown(history))}" if history else ""
+        return f"{self.task_opening}{user}{items}{self.cue}"
+
+    @property
+    def _items(self) -> Mapping[str, str]:
+        found: dict[str, str] | None = self.__dict__.get("_table")
+        if found is None:
+            found = dict(zip(self.writer.answers, self.writer.items, strict=True))
+            self.__dict__["_table"] = found
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class PodModel:
+    """A trained model: a `LocalLM` that reads learned prompts, and how to ask it."""
+
+    lm: LocalLM
+    writer: IdWriter
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def evidence(self) -> Mapping[str, Any]:
+        """How it was trained: losses, validation, seconds."""
+        found: Mapping[str, Any] = self.manifest["evidence"]
+        return found
+
+    def opening(self, task: str) -> str:
+        """Return what the prompts of a task begin with.
+
+        Raises:
+            ConfigError: If the model has not learned the task.
+        """
+        openings: Mapping[str, str] = self.manifest["openings"]
+        if task not in openings:
+            raise ConfigError(f"the model knows the tasks {', '.join(openings)}, not {task!r}.")
+        return openings[task]
+
+    def question(self, task: str, user: int, items: Sequence[int]) -> str:
+        """Return the prompt of a task in its bare form.
+
+        Args:
+            task: Its name.
+            user: User code; not written where the writer has no users.
+            items: Item codes: a history, oldest first (its last items are taken), candidates, or one item.
+        """
+        if task == SEQUENTIAL:
+            items = items[-int(self.manifest["config"]["window"]) :]
+        cue = "" if self.lm.is_encoder_decoder else CUE
+        return f"{self.opening(task)}{self.writer.text(task, bare(task), user, items)}{cue}"
+
+    @property
+    def prompt(self) -> PodPrompt:
+        """The sequential task for grounders, with ``titles=model.writer.answers``."""
+        return PodPrompt(
+            writer=self.writer,
+            task_opening=self.opening(SEQUENTIAL),
+            cue="" if self.lm.is_encoder_decoder else CUE,
+            window=int(self.manifest["config"]["window"]),
+        )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return what was written about a trained model.
+
+    Raises:
+        ModelError: If there is none, or it is damaged.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise ModelError(f"{folder} holds no trained POD model: it has no {MANIFEST}.")
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("key", "config", "base", "catalogue", "ids", "openings", "evidence", "files"):
+            manifest[name]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} is damaged ({error}); train again.") from None
+    return manifest
+
+
+def load_pod(
+    folder: Path,
+    writer: IdWriter,
+    *,
+    base: str | Path | None = None,
+    dtype: Any = "auto",
+    device: str = "auto",
+) -> PodModel:
+    """Load a trained model.
+
+    Args:
+        folder: Where `PodTrainer.fit` wrote it.
+        writer: How users and items are written; the one it was trained with.
+        base: Where the base model is; default: what the folder says. A `joint` model needs none.
+        dtype: See `LocalLM.load`.
+        device: See `LocalLM.load`.
+
+    Raises:
+        ModelError: If a file is missing or damaged, or base model, vocabulary, catalogue or ids are others.
+    """
+    from frugalrec.llm.local import LocalLM
+
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    check_catalogue(manifest, writer, folder)
+    for name, known in manifest["files"].items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != known:
+            raise ModelError(f"{folder / name} is missing or differs from what was written; train again.")
+    mode = manifest["config"]["mode"]
+    source = folder / MODEL if mode == "joint" else base or manifest["base"]["source"]
+    lm = LocalLM.load(
+        source,
+        adapter=folder / ADAPTER if mode == "lora+prompt" else None,
+        prompt=folder / PROMPT,
+        dtype=dtype,
+        device=device,
+    )
+    restore(lm, manifest, folder)
+    if manifest["config"]["faults"]["no_cross_mask"]:
+        warnings.warn(
+            "this model attends to padding, as published: answers depend on the batch.", stacklevel=2
+        )
+    return PodModel(lm=lm, writer=writer, folder=folder, manifest=manifest)
+
+
+def check_catalogue(manifest: Mapping[str, Any], writer: IdWriter, folder: Path) -> None:
+    """Refuse a writer for another catalogue, or one that writes items otherwise.
+
+    Raises:
+        ModelError: If it is.
+    """
+    if writer.catalogue != manifest["catalogue"]:
+        raise ModelError(
+            f"{folder} was trained on another catalogue (hash {manifest['catalogue'][:12]}, these items have "
+            f"{writer.catalogue[:12]}): other items, or the same under other codes. Read the data with the "
+            "same seed, or train again."
+        )
+    if writer.fingerprint != manifest["ids"]:
+        raise ModelError(
+            f"{folder} was trained with other ids of its items; make them with the same options and seed."
+        )
+
+
+def restore(lm: LocalLM, manifest: Mapping[str, Any], folder: Path) -> None:
+    """Give a loaded model what no standard file holds: whole-word rows, and published faults."""
+    if manifest["whole_word"] is not None:
+        from safetensors.torch import load_file
+
+        from frugalrec.distillation.whole_word import WholeWord, add_whole_word
+
+        rows = WholeWord.from_facts(manifest["whole_word"])
+        rows.load_state_dict(load_file(folder / ROWS))
+        add_whole_word(lm, rows)
+    if manifest["config"]["faults"]["no_cross_mask"]:
+        drop_cross_mask(lm.network)
+
+
+def drop_cross_mask(network: Any) -> None:
+    """Let a decoder attend to padding, as the published code does."""
+
+    def drop(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**given, "encoder_attention_mask": None}
+
+    network.get_decoder().register_forward_pre_hook(drop, with_kwargs=True)
