@@ -204,8 +204,8 @@ def test_t5_loglikelihood_equals_the_labels_loss(t5):
         with torch.no_grad():
             loss = t5.network(input_ids=torch.tensor([ids]), labels=torch.tensor([row])).loss
         assert value == pytest.approx(-float(loss) * len(row), rel=1e-4)
-    # The encoder reads the prompt once for all three continuations.
-    assert usage.tokens_in == len(ids) + sum(map(len, rows))
+    # The encoder reads the prompt, and the decoder its start token, once for all three continuations.
+    assert usage.tokens_in == len(ids) + sum(map(len, rows)) - 2
     assert usage.tokens_cached == 2 * len(ids)
 
 

@@ -165,66 +165,71 @@ class CausalScorer:
 
 
 class Seq2SeqScorer:
-    """Scores queries with an encoder-decoder network; each distinct encoder text is read once a group."""
+    """Scores queries with an encoder-decoder network; each distinct encoder text is read once.
+
+    All queries about a text are one tree of decoder tokens, where the network can read trees.
+    """
 
     def __init__(self, network: Any, *, pad: int, max_batch_tokens: int) -> None:
         self.network = network
         self.pad = pad
         self.max_batch_tokens = max_batch_tokens
+        self._exact: bool | None = None
 
     def score(self, groups: Sequence[Sequence[Query]]) -> tuple[list[list[FloatArray]], Usage]:
         """Return, per group and query, log-probabilities (n_positions, n_targets), and the tokens used."""
+        from frugalrec.llm.decoder_trees import DecoderTree, score_apart, score_trees
+
         texts: dict[tuple[int, ...], list[tuple[int, int]]] = {}
         for g, group in enumerate(groups):
             for q, query in enumerate(group):
                 texts.setdefault(query.tokens, []).append((g, q))
         keys = list(texts)
-        weights = [len(key) + sum(len(groups[g][q].decoder) for g, q in texts[key]) for key in keys]
+        queries = [[groups[g][q] for g, q in texts[key]] for key in keys]
+        shared = bool(keys) and self.shares_exactly()
+        trees = [DecoderTree(own) for own in queries] if shared else []
+        decoded = sum(map(len, trees)) if shared else sum(len(q.decoder) for own in queries for q in own)
         results: list[list[FloatArray]] = [[np.empty(0, np.float32)] * len(group) for group in groups]
-        for batch in token_batches(weights, self.max_batch_tokens):
-            self._score_batch([(keys[b], texts[keys[b]]) for b in batch], groups, results)
+        for batch in token_batches(self._weights(keys, queries), self.max_batch_tokens):
+            score = score_trees if shared else score_apart
+            found = score(self.network, self.pad, [keys[b] for b in batch], [queries[b] for b in batch])
+            for b, own in zip(batch, found, strict=True):
+                for (g, q), values in zip(texts[keys[b]], own, strict=True):
+                    results[g][q] = values
         asked = sum(len(query.tokens) for group in groups for query in group)
         read = sum(map(len, keys))
-        decoded = sum(len(query.decoder) for group in groups for query in group)
         calls = sum(map(len, groups))
         return results, Usage(tokens_in=read + decoded, tokens_cached=asked - read, llm_calls=calls)
 
-    def _score_batch(
-        self,
-        batch: Sequence[tuple[tuple[int, ...], list[tuple[int, int]]]],
-        groups: Sequence[Sequence[Query]],
-        results: list[list[FloatArray]],
-    ) -> None:
-        from transformers.modeling_outputs import BaseModelOutput
+    def shares_exactly(self) -> bool:
+        """Try a tiny tree once: networks whose decoders ignore masks or positions are found out here."""
+        if self._exact is None:
+            from frugalrec.llm.decoder_trees import reads_trees
 
-        device = self.network.device
-        ids, mask = self._padded([key for key, _ in batch])
-        states = self.network.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-        owner = torch.tensor([row for row, (_, places) in enumerate(batch) for _ in places], device=device)
-        places = [place for _, found in batch for place in found]
-        queries = [groups[g][q] for g, q in places]
-        decoder, _ = self._padded([query.decoder for query in queries])
-        where = [(row, position) for row, query in enumerate(queries) for position in query.positions]
-        with gathered_logits(self.network, [r for r, _ in where], [c for _, c in where]) as hidden:
-            logits = self.network(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states[owner]),
-                attention_mask=mask[owner],
-                decoder_input_ids=decoder,
-                use_cache=False,
-            ).logits[0]
-        head = self.network.get_output_embeddings()
-        values = pick(logits, [query.targets for query in queries], hidden[0], head)
-        for (g, q), value in zip(places, values, strict=True):
-            results[g][q] = value
+            self._exact = reads_trees(self.network, self.pad)
+        return self._exact
 
-    def _padded(self, sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(map(len, sequences))
-        ids = torch.full((len(sequences), width), self.pad)
-        mask = torch.zeros((len(sequences), width), dtype=torch.long)
-        for row, sequence in enumerate(sequences):
-            ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-            mask[row, : len(sequence)] = 1
-        return ids.to(self.network.device), mask.to(self.network.device)
+    def _weights(self, texts: Sequence[Sequence[int]], queries: Sequence[Sequence[Query]]) -> list[int]:
+        vocabulary = self.network.get_output_embeddings().weight.shape[0]
+        weights = []
+        for text, own in zip(texts, queries, strict=True):
+            read = sum(len(query.positions) for query in own)
+            decoded = sum(len(query.decoder) for query in own)
+            weights.append(max(len(text) + decoded, -(-read * vocabulary // LOGITS_PER_TOKEN)))
+        return weights
+
+
+def padded(
+    sequences: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and their mask, (n, longest) each; padding stands on the right."""
+    width = max(map(len, sequences))
+    ids = torch.full((len(sequences), width), pad)
+    mask = torch.zeros((len(sequences), width), dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+        mask[row, : len(sequence)] = 1
+    return ids.to(device), mask.to(device)
 
 
 def pick(

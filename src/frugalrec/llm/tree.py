@@ -142,7 +142,7 @@ class PromptTrees:
         from transformers.modeling_outputs import BaseModelOutput
 
         states, known = self.encoded
-        with _relative_positions(self.network, positions, self.positions):
+        with relative_positions(self.network, positions, self.positions):
             output = self.network(
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
                 attention_mask=known,
@@ -246,7 +246,7 @@ def _counting(shape: torch.Size, device: Any) -> Tensor:
 
 
 @contextmanager
-def _relative_positions(network: Any, queries: Tensor, keys: Tensor) -> Iterator[None]:
+def relative_positions(network: Any, queries: Tensor, keys: Tensor) -> Iterator[None]:
     """Let decoder layers with relative position biases (T5) use the given positions, not the columns."""
 
     def bias(module: Any) -> Tensor:
