@@ -377,7 +377,7 @@ def _tokens(student: LocalLM, worded: Sequence[Query], learned: Sequence[Query])
     """
     from frugalrec.llm.kv_prefix import shared_tokens
 
-    found = {}
+    found: dict[str, float] = {}
     for name, queries in (("worded", worded), ("learned", learned)):
         rows = [query.tokens for query in queries]
         mean = float(np.mean([len(tokens) for tokens in rows]))

@@ -44,7 +44,7 @@ def merge(base: LocalLM, adapter: Path, out: Path) -> float:
     tuned = fresh_copy(base, adapter)
     probes = manifest_probes(read_manifest(adapter))[0] or _probes(tuned)
     wanted = log_probabilities(tuned, probes)
-    with _new_folder(out) as aside, quiet_transformers():
+    with new_folder(out) as aside, quiet_transformers():
         plain = tuned.network.merge_and_unload(safe_merge=True)
         plain.save_pretrained(str(aside))
         tuned.tokenizer.save_pretrained(str(aside))
@@ -97,7 +97,7 @@ def export(adapter: Path, out: Path) -> list[str]:
                     archive.writestr(name, content)
             aside.replace(out)
     else:
-        with _new_folder(out) as aside:
+        with new_folder(out) as aside:
             for name, content in files.items():
                 (aside / name).write_bytes(content)
     return list(files)
@@ -140,7 +140,7 @@ def _sha256(content: bytes) -> str:
 
 
 @contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
+def new_folder(out: Path) -> Iterator[Path]:
     """Yield a folder aside that becomes `out` where the block ends without an error."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StorageError(f"{out} holds other files; choose another --out.")
