@@ -67,7 +67,7 @@ def test_codes_that_are_no_ids_are_refused(codes, message):
         toy(codes)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.sets(st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple), min_size=1, max_size=12))
 def test_prefix_free_equals_a_loop(rows):
     rows = sorted(rows)
@@ -154,7 +154,7 @@ def test_the_working_order_needs_ids_that_differ():
 LEVELS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(LEVELS, st.integers(0, 3))
 def test_every_item_gets_an_id_of_its_own(rows, seed):
     levels = np.array(rows)
