@@ -39,7 +39,9 @@ def questions(
     """
     windows = [histories.history(int(user))[-prompt.window :].tolist() for user in users]
     shown = [[titles[item] for item in window if titles[item]] for window in windows]
-    texts = [prompt.question(history) for history in shown]
+    # Prompts that name the user are asked for by user.
+    named: Any = getattr(prompt, "question_of", lambda _, history: prompt.question(history))
+    texts = [named(int(user), history) for user, history in zip(users, shown, strict=True)]
     limit = getattr(lm, "max_tokens", None)
     if limit is None:
         return texts
@@ -48,7 +50,7 @@ def questions(
         length, history = len(tokens), shown[row]
         while length + room > limit and len(history) > 1:
             history = history[1:]
-            texts[row] = prompt.question(history)
+            texts[row] = named(int(users[row]), history)
             length = len(encode([texts[row]])[0])
         if length + room > limit:
             raise ModelError(
