@@ -61,14 +61,17 @@ class ItemHeadGrounder(Grounder):
         from frugalrec.llm.last_states import last_states
 
         with torch.no_grad():
-            states = last_states(self.lm, prompts)
-            users = self.scale * states.cpu().numpy()
-        if self.projection is not None:
-            users = users @ self.projection.T
-        found = users @ self.vectors.T
-        if self.bias is not None:
-            found += self.bias
-        return found.astype(np.float32)  # type: ignore[no-any-return]
+            users = last_states(self.lm, prompts)
+
+            def on_device(array: NDArray[Any]) -> torch.Tensor:
+                return torch.as_tensor(array, dtype=users.dtype, device=users.device)
+
+            if self.projection is not None:
+                users = users @ on_device(self.projection).T
+            found = self.scale * users @ on_device(self.vectors).T
+            if self.bias is not None:
+                found += on_device(self.bias)
+        return found.cpu().numpy()
 
     def _ground(
         self, histories: Dataset, users: IntArray, k: int, seen: Seen, progress: Progress

@@ -182,7 +182,8 @@ class _Search:
         best = self.scores[:, 0]
         if self.settings.early_stopping:
             return (worst > -torch.inf) | (best == -torch.inf)
-        return best / length**self.settings.length_penalty <= worst
+        over: Tensor = best / length**self.settings.length_penalty <= worst
+        return over
 
     def texts(self) -> list[list[list[int]]]:
         """Return the tokens of each prompt's finished texts, best first."""
