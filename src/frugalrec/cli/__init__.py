@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from frugalrec import __version__
-from frugalrec.cli import data, models, runs, tuning
+from frugalrec.cli import data, distilling, models, runs, tuning
 from frugalrec.errors import FrugalrecError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ def _options(
 
 runs.register(app)
 tuning.register(app)
+distilling.register(app)
 data.register(app)
 models.register(app)
 

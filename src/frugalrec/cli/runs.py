@@ -190,12 +190,15 @@ def recommend(
     k: Annotated[int, typer.Option("-k", help="Length of the list.")] = 10,
     model: Annotated[str | None, typer.Option("--model", help="Which model of a run.")] = None,
     llm: Annotated[bool, typer.Option("--llm", help="Re-rank with the run's tuned LLM.")] = False,
+    student: Annotated[
+        Path | None, typer.Option("--student", help="Re-rank with this distilled prompt; see distil.")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Recommend items to users, from a run or a trained model."""
     from frugalrec.stages.models import recommend_from
 
-    lists = recommend_from(folder, user or [], k=k, model=model, llm=llm)
+    lists = recommend_from(folder, user or [], k=k, model=model, llm=llm, student=student)
     if as_json:
         options.show_json(lists)
         return

@@ -15,6 +15,7 @@ from frugalrec.config import LLMConfig, RunConfig
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
 from frugalrec.data.splits import Fold
+from frugalrec.errors import ConfigError
 from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.grounding.answers import AnswerCache
 from frugalrec.grounding.candidates import CandidateReranker
@@ -135,15 +136,25 @@ def tune(
     return stage, Adapter(path=stage.path / "adapter", base=config.llm.model, **about)
 
 
-def training_rows(config: RunConfig, data: Prepared, first: CheapArm, kept: Examples) -> list[TrainingRow]:
-    """Return the yes/no rows of some samples: the target, and candidates of the cheap model."""
+def training_rows(
+    config: RunConfig, data: Prepared, first: CheapArm, kept: Examples, prompt: RerankPrompt | None = None
+) -> list[TrainingRow]:
+    """Return the yes/no rows of some samples: the target, and candidates of the cheap model.
+
+    Args:
+        config: The run's configuration.
+        data: Its data.
+        first: The cheap model.
+        kept: The samples.
+        prompt: How rows are written; default: as the run writes them.
+    """
     from frugalrec.tuning.rows import build_rows
 
     return build_rows(
         kept,
         data.split.train,
         _negatives(config, data, first, kept),
-        prompt_for(config, data.dataset),
+        prompt or prompt_for(config, data.dataset),
         n_negatives=config.tuning.negatives,
         seed=config.seed,
     )
@@ -191,21 +202,45 @@ def serve(
     )
 
 
-def rerank_live(folder: Path, histories: Dataset, ranking: Ranking) -> Ranking:
-    """Re-rank lists with what a finished run left: its tuned model and its fusion weight."""
+def rerank_live(folder: Path, histories: Dataset, ranking: Ranking, student: Path | None = None) -> Ranking:
+    """Re-rank lists with what a finished run left: its tuned model and its fusion weight.
+
+    Args:
+        folder: The run's folder.
+        histories: What is known of the users.
+        ranking: Their lists.
+        student: Ask with this distilled prompt (`frugalrec distil`) instead of the run's words.
+    """
     import yaml
 
     report = load_json(folder / "report.json")
     config = RunConfig.model_validate(yaml.safe_load(report["config_yaml"]))
     adapter = folder / "tuning" / "adapter"
-    llm = OpenModel(config.llm).load(adapter if adapter.is_dir() else None)
+    llm, prompt = _asked_with(config, histories, adapter if adapter.is_dir() else None, student)
     head = Ranking(
         users=ranking.users,
         items=ranking.items[:, : config.llm.candidates],
         scores=ranking.scores[:, : config.llm.candidates],
     )
-    odds, _ = CandidateReranker(llm, prompt_for(config, histories)).score(histories, head)
+    odds, _ = CandidateReranker(llm, prompt).score(histories, head)
     return fuse(ranking, odds, float(report["weights"]["chosen"]), config.llm.candidates)
+
+
+def _asked_with(
+    config: RunConfig, histories: Dataset, adapter: Path | None, student: Path | None
+) -> tuple[LocalLM, RerankPrompt]:
+    """Return the model and the prompt of a run, or those of a student."""
+    if student is None:
+        return OpenModel(config.llm).load(adapter), prompt_for(config, histories)
+    from frugalrec.distillation.saving import load_student, read_student
+
+    own = {} if read_student(student).evidence["options"]["mode"] == "lora" else {"adapter": adapter}
+    lm, prompt = load_student(student, config.llm.model, dtype=config.llm.dtype, **own)
+    if not isinstance(prompt, RerankPrompt):
+        raise ConfigError(
+            f"{student} was distilled from another kind of prompt than a run's; distil the run."
+        )
+    return lm, prompt
 
 
 def prompt_for(config: RunConfig, dataset: Dataset) -> RerankPrompt:

@@ -83,7 +83,13 @@ def compare_models(
 
 
 def recommend_from(
-    folder: Path, users: Sequence[str], *, k: int = 10, model: str | None = None, llm: bool = False
+    folder: Path,
+    users: Sequence[str],
+    *,
+    k: int = 10,
+    model: str | None = None,
+    llm: bool = False,
+    student: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Recommend to users (external ids) from a folder that `train` or `run` wrote.
 
@@ -93,6 +99,7 @@ def recommend_from(
         k: Length of the lists.
         model: Which cheap model of a run; default: the run's first stage.
         llm: Re-rank with the run's tuned LLM.
+        student: Re-rank with this distilled prompt.
 
     Raises:
         DataError: On an unknown user.
@@ -110,11 +117,12 @@ def recommend_from(
             f"{folder} holds no trained model and no finished run; see frugalrec train and run."
         )
     codes = _codes(dataset, histories, users)
+    llm = llm or student is not None
     ranking = fitted.recommend(codes, max(k, 20) if llm else k, histories=histories)
     if llm:
         from frugalrec.stages.llm import rerank_live
 
-        ranking = rerank_live(folder, histories, ranking)
+        ranking = rerank_live(folder, histories, ranking, student)
     return [_entry(dataset, histories, ranking, row, k) for row in range(codes.size)]
 
 
