@@ -136,6 +136,24 @@ class Encoder:
         found = found + np.array(own)[draw.templates] + sum(map(len, self.frames[draw.task]))
         return found, self._answers(draw.task).lengths[draw.targets]
 
+    def spans(self, draw: Draw, number: int) -> list[int]:
+        """Return the whole-word row of each token of a prompt: k for the k-th entity, 0 for the others."""
+        (before, after), shown, count = self.frames[draw.task], draw.shown(number), 0
+        rows = [0] * len(before)
+        for part in self.words[draw.task][int(draw.templates[number])]:
+            if isinstance(part, str):
+                for piece in self._entity_sizes(part, int(draw.users[number]), shown):
+                    count += 1
+                    rows += [count] * piece
+            else:
+                rows += [0] * len(part)
+        return [*rows, *([0] * len(after))]
+
+    def _entity_sizes(self, part: str, user: int, shown: IntArray) -> list[int]:
+        if part == USER:
+            return [] if self.users is None else [int(self.users.lengths[user])]
+        return [int(self.items.lengths[item]) for item in shown]
+
     def entities(self) -> list[list[int]]:
         """Return the tokens of each item and user as they stand in prompts."""
         tables = [self.items] if self.users is None else [self.items, self.users]

@@ -58,8 +58,13 @@ class PodTask(Task[Row]):
     def collate(self, items: Sequence[Row]) -> dict[str, torch.Tensor]:
         """Return padded inputs, and where answers are read; see `ResponseTask.collate`."""
         answers = [row.answer for row in items]
+        if self.pads_in_loss:
+            width = max(answer.size for answer in answers)
+            answers = [np.pad(a, (0, width - a.size), constant_values=self.pad) for a in answers]
         if self.start is None:
-            ids, mask = self._padded([np.concatenate([row.tokens, row.answer[:-1]]) for row in items])
+            ids, mask = self._padded(
+                [np.concatenate([row.tokens, a[:-1]]) for row, a in zip(items, answers, strict=True)]
+            )
             starts = np.array([row.tokens.size - 1 for row in items])
             batch = {"input_ids": ids, "attention_mask": mask}
         else:
@@ -67,9 +72,6 @@ class PodTask(Task[Row]):
             given, _ = self._padded([np.concatenate([[self.start], answer[:-1]]) for answer in answers])
             starts = np.zeros(len(items), dtype=np.int64)
             batch = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": given}
-        if self.pads_in_loss:
-            width = max(answer.size for answer in answers)
-            answers = [np.pad(a, (0, width - a.size), constant_values=self.pad) for a in answers]
         sizes = np.array([answer.size for answer in answers])
         total = np.full(len(items), sizes.sum()) if self.mean == "tokens" else sizes * len(items)
         columns = np.concatenate([start + np.arange(n) for start, n in zip(starts, sizes, strict=True)])

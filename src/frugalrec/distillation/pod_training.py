@@ -229,7 +229,7 @@ class _Run:
         return {task: opening}
 
     def _add_whole_word(self) -> Any:
-        from frugalrec.distillation.whole_word import WholeWord, add_whole_word
+        from frugalrec.distillation.whole_word import WholeWord, add_whole_word, check_rows
         from frugalrec.llm.prompt_vectors import learned_prompt, token_embeddings
 
         prompt = learned_prompt(self.lm)
@@ -248,8 +248,25 @@ class _Run:
             init=1.0 if faulty else 0.0,
             seed=self.config.seed,
         )
+        draws = [self._every_template(task) for task in self.config.tasks]
+        shown = [(draw, number) for draw in draws for number in range(len(draw))]
+        prompts = [self.encoder.prompt(draw, number).tolist() for draw, number in shown]
+        check_rows(rows, prompts, [self.encoder.spans(draw, number) for draw, number in shown])
         add_whole_word(self.lm, rows)
         return rows
+
+    def _every_template(self, task: str) -> Draw:
+        """Return prompts of a few items in each template of a task."""
+        n, rows = len(self.writer.items), 4 * len(TEMPLATES[task])
+        drawn = generator(self.config.seed, "pod", "whole-word-check", task)
+        return Draw(
+            task=task,
+            users=drawn.integers(0, self.split.train.n_users, rows).astype(np.int32),
+            templates=np.arange(rows) // 4,
+            indptr=np.arange(rows + 1, dtype=np.int64) * 5,
+            items=drawn.integers(0, n, rows * 5).astype(np.int32),
+            targets=np.zeros(rows, dtype=np.int32),
+        )
 
     def _groups(self) -> list[dict[str, Any]] | None:
         """Return parameter groups where the vectors have a rate of their own."""

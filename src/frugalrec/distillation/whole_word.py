@@ -168,6 +168,27 @@ def whole_word(lm: LocalLM) -> WholeWord | None:
     return found
 
 
+def check_rows(module: WholeWord, tokens: Sequence[Sequence[int]], spans: Sequence[Sequence[int]]) -> None:
+    """Compare the rows that a module finds with those that are known.
+
+    Args:
+        module: The module.
+        tokens: Prompts.
+        spans: Row of each of their tokens.
+
+    Raises:
+        ConfigError: If a prompt's rows differ: words look like ids to this tokenizer.
+    """
+    for row, wanted in zip(tokens, spans, strict=True):
+        found = module.rows(torch.tensor([list(row)]))[0][0].tolist()
+        if found != [min(k, module.max_entities - 1) for k in wanted]:
+            raise ConfigError(
+                "whole-word embeddings need ids whose tokens show where they begin and end, and to this "
+                "tokenizer other words look like ids. Write items as numbers or codes with own tokens, "
+                "or leave whole-word embeddings out."
+            )
+
+
 def add_whole_word(lm: LocalLM, module: WholeWord) -> None:
     """Let a model with learned prompt read whole-word rows, in place.
 
