@@ -224,10 +224,12 @@ def test_each_mode_trains_what_it_says_and_comes_back(
 
 
 @pytest.fixture(scope="module")
-def model(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> PodModel:
-    options = {"epochs": 8, "weights": {SEQUENTIAL: 4.0}, "patience": None, "whole_word": True}
-    out = tmp_path_factory.mktemp("trained") / "out"
-    return fit(folders["t5"], out, choose_by="ndcg", max_entities=30, **options)
+def model(tmp_path_factory: pytest.TempPathFactory) -> PodModel:
+    root = tmp_path_factory.mktemp("trained")
+    options = {"epochs": 3, "weights": {SEQUENTIAL: 24.0}, "window": 2, "batch_size": 16}
+    rates = {"learning_rate": 5e-3, "choose_by": "ndcg", "validation_users": 30}
+    folder = t5(root / "model", width=32)
+    return fit(folder, root / "out", **options, **rates, whole_word=True, max_entities=30)
 
 
 def test_a_model_learns_the_ring(model: PodModel) -> None:

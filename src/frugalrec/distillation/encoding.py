@@ -58,7 +58,8 @@ class Ragged:
 
     def __getitem__(self, row: int) -> IntArray:
         """Return one sequence."""
-        return self.flat[self.indptr[row] : self.indptr[row + 1]]
+        found: IntArray = self.flat[self.indptr[row] : self.indptr[row + 1]]
+        return found
 
     def joined(self, rows: NDArray[Any]) -> IntArray:
         """Return some sequences, one after the other."""
@@ -196,14 +197,12 @@ class Encoder:
     def _check(self) -> None:
         """Compare the tokens of whole texts with those of their pieces, over all ids and templates."""
         n, users = len(self.writer.items), len(self.writer.users or ())
-        rows = max(-(-n // CHAIN), users)
-        items = np.arange(rows * CHAIN) % n
+        first = next(iter(self.openings))
+        self._compare(first, bare(first), np.arange(-(-n // CHAIN) * CHAIN) % n, CHAIN)
+        self._compare(first, bare(first), np.arange(users) % n, 1)
         for task in self.openings:
-            # Every id and every user in the bare form of one task, a few in each template of the others.
-            wide = task == next(iter(self.openings))
-            count, templates = (rows, [bare(task)]) if wide else (0, [])
-            self._compare(task, templates, items, count)
-            self._compare(task, list(range(len(TEMPLATES[task]))), items, min(rows, 2))
+            for template in range(len(TEMPLATES[task])):
+                self._compare(task, template, np.arange(2 * CHAIN) % n, CHAIN)
         if not self.lm.is_encoder_decoder:
             task = next(iter(self.openings))
             question = self.text(task, bare(task), 0, [0])
@@ -214,23 +213,21 @@ class Encoder:
                 if row != [*own, *wanted]:
                     raise self._mixed(f"{CUE} {self.writer.answers[item]}")
 
-    def _compare(self, task: str, templates: Sequence[int], items: NDArray[Any], rows: int) -> None:
-        n_users = len(self.writer.users or ()) or 1
-        for template in templates:
-            draw = Draw(
-                task=task,
-                users=(np.arange(rows) % n_users).astype(np.int32),
-                templates=np.full(rows, template, dtype=np.int64),
-                indptr=np.arange(rows + 1, dtype=np.int64) * CHAIN,
-                items=items[: rows * CHAIN].astype(np.int32),
-                targets=np.zeros(rows, dtype=np.int32),
-            )
-            texts = [
-                self.text(task, template, int(draw.users[r]), draw.shown(r).tolist()) for r in range(rows)
-            ]
-            for number, whole in enumerate(self.lm.encode(texts)):
-                if self.prompt(draw, number).tolist() != whole:
-                    raise self._mixed(texts[number][-60:])
+    def _compare(self, task: str, template: int, items: NDArray[Any], each: int) -> None:
+        """Compare prompts of so many items each, users in turn."""
+        rows, n_users = items.size // each, len(self.writer.users or ()) or 1
+        draw = Draw(
+            task=task,
+            users=(np.arange(rows) % n_users).astype(np.int32),
+            templates=np.full(rows, template, dtype=np.int64),
+            indptr=np.arange(rows + 1, dtype=np.int64) * each,
+            items=items.astype(np.int32),
+            targets=np.zeros(rows, dtype=np.int32),
+        )
+        texts = [self.text(task, template, int(draw.users[r]), draw.shown(r).tolist()) for r in range(rows)]
+        for number, whole in enumerate(self.lm.encode(texts)):
+            if self.prompt(draw, number).tolist() != whole:
+                raise self._mixed(texts[number][-60:])
 
     def _mixed(self, text: str) -> ModelError:
         return ModelError(

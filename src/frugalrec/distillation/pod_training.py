@@ -16,6 +16,7 @@ from frugalrec.distillation.encoding import Encoder, Row
 from frugalrec.distillation.pod import PodConfig, PodModel, load_pod, read_manifest
 from frugalrec.distillation.samples import Draw, next_items, train_explanations, unmet_items
 from frugalrec.distillation.templates import (
+    EXPLANATION,
     ITEMS,
     SEQUENTIAL,
     TEMPLATES,
@@ -288,15 +289,19 @@ class _Run:
         chosen = generator(config.seed, "pod", "validation-users").permutation(users.size)
         users = np.sort(users[chosen[: config.validation_users]])
         draw = next_items(split.train, split.valid, users, window=config.window, template=bare(SEQUENTIAL))
-        stream = ("pod", "validation-negatives")
-        both = split.history("test")
-        unmet = unmet_items(both, config.negatives, seed=config.seed, stream=stream)[users]
-        among = np.concatenate([draw.targets[:, None], unmet], axis=1)
+        among = None
+        if config.choose_by == "ndcg" or TOP_N in config.tasks:
+            stream = ("pod", "validation-negatives")
+            unmet = unmet_items(split.history("test"), config.negatives, seed=config.seed, stream=stream)
+            among = np.concatenate([draw.targets[:, None], unmet[users]], axis=1)
         rows: list[Row] = []
         candidates: list[list[IntArray]] = []
-        for task, found in ((SEQUENTIAL, draw), (TOP_N, _among(draw, among, config.seed))):
-            if task in config.tasks:
-                rows += [self.encoder.row(found, row) for row in range(len(found))]
+        for task in config.tasks:
+            if task == EXPLANATION:
+                continue
+            found = draw if among is None or task == SEQUENTIAL else _among(draw, among, config.seed)
+            rows += [self.encoder.row(found, row) for row in range(len(found))]
+            if among is not None:
                 candidates += [[self.encoder.answers[item] for item in items] for items in among]
         return rows, candidates
 

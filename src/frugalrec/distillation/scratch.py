@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from frugalrec.distillation.templates import SOMEONE, TEMPLATES
 from frugalrec.errors import ConfigError, require
@@ -75,7 +76,7 @@ def scratch_t5(
     return Path(folder)
 
 
-def number_tokenizer(*, digits: int, symbols: Sequence[str] = (), words: Sequence[str] = ()) -> object:
+def number_tokenizer(*, digits: int, symbols: Sequence[str] = (), words: Sequence[str] = ()) -> Any:
     """Return the tokenizer of `scratch_t5`; see there."""
     tokenizers, transformers = require("tokenizers", "llm"), require("transformers", "llm")
     told = {word for group in TEMPLATES.values() for text in group for word in text.split()}

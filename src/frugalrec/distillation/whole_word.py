@@ -201,6 +201,7 @@ def add_whole_word(lm: LocalLM, module: WholeWord) -> None:
     layer.whole_word = module.to(layer.weight.device)
 
     def add(own: Any, args: tuple[Tensor, ...], words: Tensor) -> Tensor:
-        return words + own.whole_word(args[0]).to(words.dtype)
+        added: Tensor = own.whole_word(args[0])
+        return words + added.to(words.dtype)
 
     layer.register_forward_hook(add)
