@@ -96,6 +96,17 @@ def test_an_adapter_takes_part(lm, tmp_path):
     assert (one - other).abs().max() > 0.01
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("lm", [tiny_t5], indirect=True)
+def test_the_short_way_through_a_decoder_gives_what_the_decoder_gives(lm, monkeypatch):
+    prompts = lm.encode(TEXTS)
+    short = last_states(lm, prompts)
+    monkeypatch.setattr("frugalrec.llm.last_states._is_plain_t5", lambda decoder: False)
+    np.testing.assert_allclose(short, last_states(lm, prompts), atol=1e-5)
+    alone = torch.cat([last_states(lm, [prompt]) for prompt in prompts])
+    np.testing.assert_allclose(short, alone, atol=1e-5)
+
+
 @pytest.mark.parametrize("lm", [tiny_llama], indirect=True)
 class TestItemHeadContract(GrounderContract):
     @pytest.fixture(autouse=True)

@@ -72,7 +72,8 @@ def checked_titles(titles: Sequence[str] | None, histories: Dataset) -> list[str
     found = list(histories.titles if titles is None else titles)
     if len(found) != histories.n_items:
         raise DataError(f"expected {histories.n_items} titles, one an item; got {len(found)}.")
-    found = [title if has_text(title) else "" for title in found]
+    # A visible ASCII character in front saves the look at the others: it is text whatever follows.
+    found = [title if "!" <= title[:1] <= "~" or has_text(title) else "" for title in found]
     if not any(found):
         raise DataError(f"none of {len(found)} titles has any text; a language model needs titles.")
     return found
