@@ -21,7 +21,8 @@ from frugalrec.data.splits import split
 from frugalrec.distillation.encoding import Encoder
 from frugalrec.distillation.generated import listed, published_hits, published_lists
 from frugalrec.distillation.legacy import FAULTS, appearance_numbers, published
-from frugalrec.distillation.pod import Faults, PodConfig, drop_cross_mask, load_pod
+from frugalrec.distillation.pod import Faults, PodConfig
+from frugalrec.distillation.pod_loading import drop_cross_mask, load_pod
 from frugalrec.distillation.pod_rows import PodRows, equal_turns
 from frugalrec.distillation.pod_task import PodTask
 from frugalrec.distillation.pod_training import PodTrainer

@@ -21,7 +21,8 @@ import torch
 from frugalrec.data.readers.p5 import Explanations
 from frugalrec.data.splits import split
 from frugalrec.distillation.encoding import Encoder, Row
-from frugalrec.distillation.pod import MANIFEST, PodConfig, PodModel, load_pod
+from frugalrec.distillation.pod import MANIFEST, PodConfig, PodModel
+from frugalrec.distillation.pod_loading import load_pod
 from frugalrec.distillation.pod_rows import PodRows
 from frugalrec.distillation.pod_task import PodTask
 from frugalrec.distillation.pod_training import PodTrainer
@@ -29,7 +30,10 @@ from frugalrec.distillation.scratch import scratch_t5
 from frugalrec.distillation.templates import EXPLANATION, SEQUENTIAL, TASKS, TOP_N, write_ids
 from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.grounding import TrieGrounder
+from frugalrec.grounding.beam_decoding import BeamGrounder
+from frugalrec.grounding.candidate_decoding import CandidateGrounder
 from frugalrec.grounding.item_ids import random_numbers
+from frugalrec.llm.beam_search import BeamSettings
 from frugalrec.llm.local import LocalLM
 from frugalrec.llm.prompt_vectors import TaskPrompt, add_prompt, token_embeddings
 from frugalrec.testing.tiny_models import tiny_llama
@@ -243,6 +247,29 @@ def test_a_model_learns_the_ring(model: PodModel) -> None:
     )
     hits = ranking.items[:, 0] == FOLDS.test.items[FOLDS.test.indptr[users]]
     assert hits.mean() > 0.3  # one of 16 by chance, less the seen ones
+
+
+def test_every_way_of_grounding_gives_an_item_the_same_score(model: PodModel) -> None:
+    """Trie, free beams and candidates against the likelihood of the answer after the model's own question."""
+    users, said = FOLDS.users("valid")[:3], {"titles": model.writer.answers}
+    everything = np.tile(np.arange(16, dtype=np.int32), (3, 1))
+    trie, _ = TrieGrounder(model.lm, model.prompt, beams=16, **said).ground(FOLDS.train, users, 6)
+    exact, _ = CandidateGrounder(model.lm, model.prompt, lambda rows: everything[: rows.size], **said).ground(
+        FOLDS.train, users, 6
+    )
+    np.testing.assert_array_equal(trie.items, exact.items)
+    np.testing.assert_allclose(trie.scores, exact.scores, atol=1e-4)
+    end = model.lm.tokenizer.eos_token
+    for row, user in enumerate(users.tolist()):
+        question = model.question(SEQUENTIAL, user, FOLDS.train.history(user).tolist())
+        texts = [f" {WRITER.answers[item]}{end}" for item in trie.items[row]]
+        (wanted,), _ = model.lm.loglikelihood([question], [texts])
+        np.testing.assert_allclose(trie.scores[row], wanted, atol=1e-4)
+    beams = BeamGrounder(model.lm, model.prompt, settings=BeamSettings(beams=8, max_new_tokens=4), **said)
+    first, _ = beams.ground(FOLDS.train, users, 3)
+    again, _ = beams.ground(FOLDS.train, users, 3)
+    np.testing.assert_array_equal(first.items, again.items)
+    assert first.items[0, 0] == trie.items[0, 0]
 
 
 class Killed(Exception):
