@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,6 +28,10 @@ def distil(
     mode: Annotated[
         str, typer.Option("--mode", help="vectors, lora (vectors and LoRA matrices) or prefix-kv.")
     ] = "vectors",
+    head: Annotated[
+        str | None,
+        typer.Option("--head", help="items: one pass that scores the catalogue, in place of vectors."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", help="For an adapter: a prompt file (yes-no) or a data set (next-title)."),
@@ -35,7 +39,10 @@ def distil(
     llm: Annotated[
         str | None, typer.Option("--llm", help="The base model; default: what SOURCE names.")
     ] = None,
-    prompts: Annotated[int, typer.Option("--prompts", help="Prompts to learn from; no labels needed.")] = 128,
+    prompts: Annotated[
+        int | None,
+        typer.Option("--prompts", help="Prompts to learn from; default: 128, for a head 512."),
+    ] = None,
     validation_prompts: Annotated[
         int, typer.Option("--validation-prompts", help="Prompts that choose among the epochs.")
     ] = 32,
@@ -43,7 +50,8 @@ def distil(
         str, typer.Option("--dtype", help="auto (bfloat16 where the hardware has it), float32 or bfloat16.")
     ] = "auto",
     out: Annotated[
-        Path | None, typer.Option("--out", help="The student's folder; default: SOURCE/student.")
+        Path | None,
+        typer.Option("--out", help="The student's folder; default: SOURCE/student (a head: SOURCE/head)."),
     ] = None,
     set_: Annotated[
         list[str] | None,
@@ -61,8 +69,11 @@ def distil(
     """Distil a tuned prompt into a few learned vectors, and say what that saves."""
     from frugalrec import config
     from frugalrec.cli.progress import StageBars
-    from frugalrec.stages.distilling import DistilRequest, distil_source
+    from frugalrec.stages.distilling import PROMPTS, DistilRequest, distil_source
 
+    if head is not None:
+        _distil_head(source, head, data, out, llm, dtype, prompts, settings(set_), seed, as_json)
+        return
     overrides = data_overrides(data, format, column, items, item_column, encoding, time_unit)
     request = DistilRequest(
         source=source,
@@ -70,7 +81,7 @@ def distil(
         data=None if data is None else config.load(None, overrides).data,
         model=llm,
         dtype=dtype,  # type: ignore[arg-type]
-        prompts=prompts,
+        prompts=PROMPTS if prompts is None else prompts,
         validation_prompts=validation_prompts,
         vectors=vectors,
         settings={"mode": mode, **settings(set_)},
@@ -87,6 +98,53 @@ def distil(
         f"{facts['kl_before']:.4f} -> {facts['kl_after']:.4f} nats; the student is in {facts['student']}"
     )
     typer.echo(facts["verdict"])
+
+
+def _distil_head(
+    source: Path,
+    head: str,
+    data: str | None,
+    out: Path | None,
+    llm: str | None,
+    dtype: str,
+    rows: int | None,
+    fields: dict[str, Any],
+    seed: int,
+    as_json: bool,
+) -> None:
+    from frugalrec.cli.progress import StageBars
+    from frugalrec.errors import ConfigError
+    from frugalrec.stages.item_heads import ROWS, HeadRequest, distil_head_of
+
+    if head != "items":
+        raise ConfigError(f"--head must be items, not {head!r}.")
+    if data is not None:
+        raise ConfigError(
+            "an item head is distilled from a run, which has data of its own; leave --data out."
+        )
+    request = HeadRequest(
+        source=source,
+        out=source / "head" if out is None else out,
+        model=llm,
+        dtype=dtype,  # type: ignore[arg-type]
+        rows=ROWS if rows is None else rows,
+        settings=fields,
+        seed=seed,
+    )
+    quiet = as_json and not sys.stderr.isatty()
+    with nullcontext() if quiet else StageBars() as bars:
+        facts = distil_head_of(request, bars)
+    if as_json:
+        options.show_json(facts)
+        return
+    gap, low, high = facts["difference"]
+    typer.echo(
+        f"an item head learned from {facts['rows']:,} rows and from {facts['teacher']}; it is in "
+        f"{facts['student']}\n{facts['metric']} of {facts['users']:,} test users: {facts['value']:.4f}, "
+        f"{facts['teacher']} {facts['first_stage']:.4f} ({gap:+.4f}, {low:+.4f} to {high:+.4f})\n"
+        f"one pass a user: {facts['tokens_per_user']:.0f} tokens, {facts['cpu_ms_per_user']:.0f} ms of CPU, "
+        "nothing generated"
+    )
 
 
 def export(

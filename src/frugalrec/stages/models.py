@@ -21,6 +21,9 @@ from frugalrec.stages.artefacts import load_json, save_json
 from frugalrec.stages.cheap import load_model, run_options, timed_fit
 from frugalrec.types import Ranking
 
+HEAD_MANIFEST = "frugalrec_item_head.json"
+"""What an item head's folder holds; see `distillation.catalogue_head`."""
+
 
 def train_model(
     dataset: Dataset, name: str, options: dict[str, Any], folder: Path, *, seed: int = 0
@@ -99,7 +102,7 @@ def recommend_from(
         k: Length of the lists.
         model: Which cheap model of a run; default: the run's first stage.
         llm: Re-rank with the run's tuned LLM.
-        student: Re-rank with this distilled prompt.
+        student: Re-rank with this distilled prompt, or list by this item head.
 
     Raises:
         DataError: On an unknown user.
@@ -117,6 +120,11 @@ def recommend_from(
             f"{folder} holds no trained model and no finished run; see frugalrec train and run."
         )
     codes = _codes(dataset, histories, users)
+    if student is not None and (student / HEAD_MANIFEST).is_file():
+        from frugalrec.stages.item_heads import recommend_with_head
+
+        ranking = recommend_with_head(folder, histories, codes, k, student)
+        return [_entry(dataset, histories, ranking, row, k) for row in range(codes.size)]
     llm = llm or student is not None
     ranking = fitted.recommend(codes, max(k, 20) if llm else k, histories=histories)
     if llm:
