@@ -47,10 +47,15 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remember the epochs that a killed run had judged."""
+        self.recall(state.global_step)
+
+    def recall(self, step: int) -> bool:
+        """Read the epochs that a killed run had judged up to a step; return whether they end the training."""
         path = self.folder / "validation.json"
         if path.is_file():
             known = json.loads(path.read_text(encoding="utf-8"))
-            self.history = [e for e in known if self.course.ends[int(e["epoch"]) - 1] <= state.global_step]
+            self.history = [e for e in known if self.course.ends[int(e["epoch"]) - 1] <= step]
+        return self.course.exhausted(self.history)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Judge the model where an epoch ends, and tell of the step."""

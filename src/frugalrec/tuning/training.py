@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
 from frugalrec.llm.batching import token_batches
 from frugalrec.llm.scoring import Query
@@ -252,8 +252,12 @@ def follow(
     trainer.course = course
     checkpoint = newest_checkpoint(folder)
     started = time.perf_counter()
-    with fast_lora(model):
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    resumed_at = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    if checkpoint is not None and reporter.recall(resumed_at):  # killed after it had run out of patience
+        trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    else:
+        with fast_lora(model):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - started
     wait()  # for the files of the main process
     if reporter.best is not None:
@@ -262,7 +266,7 @@ def follow(
         "loss_curve": [(e["step"], e["loss"]) for e in trainer.state.log_history if "loss" in e],
         "validation": reporter.history,
         "best_epoch": reporter.best,
-        "resumed_at": 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]),
+        "resumed_at": resumed_at,
         "training_seconds": seconds - reporter.seconds,
         "validation_seconds": reporter.seconds,
     }
