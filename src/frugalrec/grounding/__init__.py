@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from frugalrec.grounding.base import Grounder, filled
+from frugalrec.grounding.beam_decoding import BeamGrounder, Outputs
+from frugalrec.grounding.candidate_decoding import CandidateGrounder
 from frugalrec.grounding.candidates import CandidateReranker
 from frugalrec.grounding.decoding import TrieGrounder
 from frugalrec.grounding.fusion import WeightChoice, choose_weight, fuse
+from frugalrec.grounding.item_head import ItemHeadGrounder
 from frugalrec.grounding.likelihood import TitleLikelihood
+from frugalrec.grounding.measuring import Cost, measure_grounders
 from frugalrec.grounding.nearest import NearestGrounder
 from frugalrec.grounding.reweighting import (
     GAMMAS,
@@ -20,9 +24,14 @@ from frugalrec.grounding.trie import TitleTrie, title_trie
 
 __all__ = [
     "GAMMAS",
+    "BeamGrounder",
+    "CandidateGrounder",
     "CandidateReranker",
+    "Cost",
     "Grounder",
+    "ItemHeadGrounder",
     "NearestGrounder",
+    "Outputs",
     "TitleLikelihood",
     "TitleTrie",
     "TrieGrounder",
@@ -32,6 +41,7 @@ __all__ = [
     "filled",
     "fuse",
     "gamma_ranks",
+    "measure_grounders",
     "popularity_weights",
     "reweight",
     "score_weights",
