@@ -65,7 +65,9 @@ class Ragged:
         """Return some sequences, one after the other."""
         start, sizes = self.indptr[rows], self.lengths[rows]
         ends = np.cumsum(sizes)
-        return self.flat[np.arange(ends[-1] if sizes.size else 0) + np.repeat(start - ends + sizes, sizes)]
+        at = np.arange(ends[-1] if sizes.size else 0) + np.repeat(start - ends + sizes, sizes)
+        found: IntArray = self.flat[at]
+        return found
 
 
 class Encoder:
