@@ -41,10 +41,10 @@ from frugalrec.data.readers.tallrec import PointwiseRows, movie_users, parse_pro
 from frugalrec.distillation.lessons import yes_no_queries
 from frugalrec.distillation.options import DistilOptions
 from frugalrec.distillation.saving import load_student
-from frugalrec.distillation.student import Distilled, distil_yes_no, start
+from frugalrec.distillation.student import Distilled, beginning, distil_yes_no, start
 from frugalrec.evaluation.pointwise import auc_interval
 from frugalrec.llm.base import PromptGroup
-from frugalrec.llm.kv_prefix import KVPrefix, add_kv_prefix, remove_kv_prefix, shared_tokens
+from frugalrec.llm.kv_prefix import KVPrefix, add_kv_prefix, remove_kv_prefix
 from frugalrec.llm.local import LocalLM
 from frugalrec.llm.preferences import PreferencePrompt
 from frugalrec.rng import generator
@@ -183,11 +183,11 @@ def odds(lm: LocalLM, prompt: PreferencePrompt, rows: PointwiseRows) -> np.ndarr
 
 def timed(lm: LocalLM, prompt: PreferencePrompt, rows: PointwiseRows) -> dict[str, Any]:
     """Return tokens, CPU milliseconds and log-odds of single rows, read whole and behind a cache."""
-    beginning = shared_tokens(lm.encode([row.prompt for row in written(prompt, rows)]))
+    texts = yes_no_queries(lm, written(prompt, rows), prompt.answers)
     whole = dict(zip(("tokens", "ms", "odds"), _single(lm, prompt, rows), strict=True))
     if lm.known:  # a prefix of keys and values is a cache by nature
         return {"whole": whole, "cached": whole}
-    add_kv_prefix(lm, KVPrefix.read(lm, beginning))
+    add_kv_prefix(lm, KVPrefix.read(lm, beginning(lm, prompt, texts)))
     cached = dict(zip(("tokens", "ms", "odds"), _single(lm, prompt, rows), strict=True))
     remove_kv_prefix(lm)
     return {"whole": whole, "cached": cached}

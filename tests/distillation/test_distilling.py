@@ -18,7 +18,7 @@ from frugalrec.distillation.learning import DistilTask
 from frugalrec.distillation.lessons import Lesson, lessons, title_queries, yes_no_queries
 from frugalrec.distillation.options import DistilOptions
 from frugalrec.distillation.saving import load_student, read_student
-from frugalrec.distillation.student import distil_titles, distil_yes_no, start
+from frugalrec.distillation.student import beginning, distil_titles, distil_yes_no, start
 from frugalrec.distillation.teacher import taught
 from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.llm.base import PromptGroup
@@ -33,6 +33,7 @@ from frugalrec.tuning.reload import fresh_copy
 
 FILMS = ("Alien", "Heat", "Blade Runner", "The Matrix", "Fox", "Game", "Book", "Dog")
 PLAIN = PreferencePrompt(noun="film", style="plain")
+RATED = PreferencePrompt(noun="film", style="rated")
 TITLES = NextTitlePrompt(noun="film")
 
 
@@ -148,32 +149,27 @@ def test_a_whole_prefix_is_the_teacher_and_a_shorter_one_learns(
     folders: dict[str, Path], adapter: Path, tmp_path: Path
 ) -> None:
     teacher = loaded(folders["llama"], adapter=adapter)
-    queries = yes_no_queries(teacher, rows(PLAIN), PLAIN.answers)
+    queries = yes_no_queries(teacher, rows(RATED), RATED.answers)
     student = fresh_copy(teacher, adapter)
-    n = len(_shared(queries))
-    start(student, PLAIN, queries, DistilOptions(mode="prefix-kv", n_vectors=n))
+    n = len(beginning(student, RATED, queries))
+    assert teacher.tokenizer.decode(queries[0].tokens[:n]) == rows(RATED)[0].prompt.split("\n")[0] + "\n"
+    start(student, RATED, queries, DistilOptions(mode="prefix-kv", n_vectors=n))
     assert kv_prefix(student) is not None and student.known == queries[0].tokens[:n]
     np.testing.assert_allclose(
-        odds(student, PLAIN, rows(PLAIN)), odds(teacher, PLAIN, rows(PLAIN)), atol=1e-4
+        odds(student, RATED, rows(RATED)), odds(teacher, RATED, rows(RATED)), atol=1e-4
     )
     with pytest.raises(ConfigError, match="fewer than n_vectors"):
-        start(fresh_copy(teacher, adapter), PLAIN, queries, DistilOptions(mode="prefix-kv", n_vectors=n + 1))
+        start(fresh_copy(teacher, adapter), RATED, queries, DistilOptions(mode="prefix-kv", n_vectors=n + 1))
     options = replace(FEW, mode="prefix-kv", n_vectors=2, learning_rate=0.1)
-    found = distil_yes_no(teacher, PLAIN, rows, tmp_path / "out", options=options)
+    found = distil_yes_no(teacher, RATED, rows, tmp_path / "out", options=options)
     assert 1e-4 < found.evidence["kl_after"] < found.evidence["kl_before"]
     assert found.evidence["tokens_learned"] == found.evidence["tokens_worded_cached"]
     again, prompt = load_student(found.path, dtype="float32", device="cpu")
-    assert prompt == PLAIN and again.fingerprint != teacher.fingerprint
-    assert odds(again, PLAIN, rows(PLAIN)).shape == (6,)
+    assert prompt == RATED and again.fingerprint != teacher.fingerprint
+    assert odds(again, RATED, rows(RATED)).shape == (6,)
     exact = replace(options, n_vectors=n, epochs=1, learning_rate=1e-6)
-    found = distil_yes_no(teacher, PLAIN, rows, tmp_path / "exact", options=exact)
+    found = distil_yes_no(teacher, RATED, rows, tmp_path / "exact", options=exact)
     assert found.evidence["kl_before"] < 1e-5
-
-
-def _shared(queries: list[Any]) -> tuple[int, ...]:
-    from frugalrec.llm.kv_prefix import shared_tokens
-
-    return shared_tokens([query.tokens for query in queries])
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])
@@ -193,9 +189,8 @@ def test_titles(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
 
 
 def test_rated_lists_teach_every_answer(folders: dict[str, Path], tmp_path: Path) -> None:
-    rated = PreferencePrompt(noun="film", style="rated")
     options = replace(FEW, over="answers", epochs=2)
-    found = distil_yes_no(loaded(folders["llama"]), rated, rows, tmp_path / "out", options=options)
+    found = distil_yes_no(loaded(folders["llama"]), RATED, rows, tmp_path / "out", options=options)
     assert found.evidence["positions_taught"] == 6 * 4
     assert found.evidence["kl_after"] < found.evidence["kl_before"]
 

@@ -181,6 +181,7 @@ def _distil(
     check_lengths(worded[0], options.max_tokens)
     every = [*worded[0], *worded[1]]
     table = taught(student, every, options.over, cache or checkpoints, teacher.fingerprint)
+    cached = 0 if student.is_encoder_decoder else len(beginning(student, job.prompt, every))
     groups = start(student, job.prompt, every, options)
     prompt = job.prompt if options.mode == "prefix-kv" else replace(job.prompt, learned=options.learned)
     learned = job.queries(student, prompt)
@@ -192,7 +193,7 @@ def _distil(
     evidence = {
         "kl_before": before,
         "kl_after": _divergence(task, student, judged or items),
-        **_tokens(student, every, [*learned[0], *learned[1]]),
+        **_tokens(student, cached, prompt, every, [*learned[0], *learned[1]]),
         **outcome,
         "rows": len(worded[0]),
         "validation_rows": len(worded[1]),
@@ -231,17 +232,19 @@ def start(
     matrices = [parameter for parameter in network.parameters() if parameter.requires_grad]
     groups = [{"params": matrices, "lr": options.lora_learning_rate}] if matrices else []
     if options.mode == "prefix-kv":
-        return _start_prefix(student, worded, options)
+        return _start_prefix(student, prompt, worded, options)
     vectors = _vectors(student, prompt, options)
     size = float(token_embeddings(student).square().mean().sqrt())
     add_prompt(student, vectors)
     return [*groups, {"params": [vectors.weight], "lr": options.learning_rate * size}]
 
 
-def _start_prefix(student: LocalLM, worded: Sequence[Query], options: DistilOptions) -> list[dict[str, Any]]:
-    from frugalrec.llm.kv_prefix import KVPrefix, add_kv_prefix, shared_tokens
+def _start_prefix(
+    student: LocalLM, prompt: Prompt, worded: Sequence[Query], options: DistilOptions
+) -> list[dict[str, Any]]:
+    from frugalrec.llm.kv_prefix import KVPrefix, add_kv_prefix
 
-    shared = shared_tokens([query.tokens for query in worded])
+    shared = beginning(student, prompt, worded)
     if len(shared) < options.n_vectors:
         raise ConfigError(
             f"all prompts begin with the same {len(shared)} tokens, fewer than n_vectors="
@@ -278,22 +281,43 @@ def _vectors(student: LocalLM, prompt: Prompt, options: DistilOptions) -> Any:
 
 
 def words(prompt: Prompt) -> tuple[str, str]:
-    r"""Return the words that a prompt begins and ends with, around two marked contents.
+    r"""Return the words that a prompt begins and ends with, around its content.
 
     >>> words(NextTitlePrompt(noun="game"))
     ('Recommend the next game. Games played, oldest first: ', '\nNext game:')
     """
-    first, last = "FIRST", "LAST"
+    text = _sample(prompt, ["FIRST"], ["FIRST"], "LAST")
+    last = "FIRST" if isinstance(prompt, NextTitlePrompt) else "LAST"
+    return text.partition("FIRST")[0], text.rpartition(last)[2]
+
+
+def samples(prompt: Prompt) -> list[str]:
+    """Return texts of a prompt that have nothing in common but its words; one of two lists may be empty."""
+    lists = [(["First"], ["Second"]), (["~"], []), ([], ["9"])]
+    return [_sample(prompt, *pair, target) for pair in lists for target in ("Other", "(1)")]
+
+
+def _sample(prompt: Prompt, liked: Sequence[str], disliked: Sequence[str], target: str) -> str:
     if isinstance(prompt, NextTitlePrompt):
-        text, last = prompt.question([first]), first
-    elif isinstance(prompt, RerankPrompt):
-        rated = prompt.min_like is not None
-        head = prompt.prefix([], [first], [first]) if rated else prompt.prefix([first])
-        text = head + prompt.suffix(last)
-    else:
-        text = prompt.ask([first], [first], last).text
-    opening, closing = text.partition(first)[0], text.rpartition(last)[2]
-    return opening, closing
+        return prompt.question(liked or disliked)
+    if isinstance(prompt, PreferencePrompt):
+        return prompt.ask(liked, disliked, target).text
+    rated = prompt.min_like is not None
+    head = prompt.prefix([], liked, disliked) if rated else prompt.prefix(liked or disliked)
+    return head + prompt.suffix(target)
+
+
+def beginning(lm: LocalLM, prompt: Prompt, queries: Sequence[Query]) -> tuple[int, ...]:
+    """Return the tokens that all texts of a prompt begin with: what a prompt cache reads once.
+
+    Args:
+        lm: The model.
+        prompt: The prompt.
+        queries: Some of its texts.
+    """
+    from frugalrec.llm.kv_prefix import shared_tokens
+
+    return shared_tokens([*lm.encode(samples(prompt)), *(query.tokens for query in queries)])
 
 
 def _add_matrices(student: LocalLM, options: DistilOptions) -> None:
@@ -370,21 +394,21 @@ def _divergence(task: DistilTask, student: LocalLM, items: Sequence[Lesson]) -> 
     return total / sum(item.asked for item in items)
 
 
-def _tokens(student: LocalLM, worded: Sequence[Query], learned: Sequence[Query]) -> dict[str, float]:
+def _tokens(
+    student: LocalLM, cached: int, prompt: Prompt, worded: Sequence[Query], learned: Sequence[Query]
+) -> dict[str, float]:
     """Return mean tokens a prompt, read whole and behind a cached beginning that all prompts share.
 
     What a prefix of keys and values stands for is never read.
     """
-    from frugalrec.llm.kv_prefix import shared_tokens
-
-    found: dict[str, float] = {}
-    for name, queries in (("worded", worded), ("learned", learned)):
-        rows = [query.tokens for query in queries]
-        mean = float(np.mean([len(tokens) for tokens in rows]))
-        shared = 0 if student.is_encoder_decoder else len(shared_tokens(rows))
-        cached = mean - (0 if name == "learned" and student.known else shared)
-        found |= {f"tokens_{name}": mean, f"tokens_{name}_cached": cached}
-    return found
+    long, short = (float(np.mean([len(query.tokens) for query in part])) for part in (worded, learned))
+    own = 0 if student.known or student.is_encoder_decoder else len(beginning(student, prompt, learned))
+    return {
+        "tokens_worded": long,
+        "tokens_worded_cached": long - cached,
+        "tokens_learned": short,
+        "tokens_learned_cached": short - own,
+    }
 
 
 def check_same(student: LocalLM, again: LocalLM, probes: Sequence[Query]) -> float:
