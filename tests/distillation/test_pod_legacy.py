@@ -16,7 +16,7 @@ pytest.importorskip("peft")
 
 import torch
 
-from frugalrec.data.dataset import Dataset
+from frugalrec.data.dataset import Dataset, concatenate
 from frugalrec.data.splits import split
 from frugalrec.distillation.encoding import Encoder
 from frugalrec.distillation.generated import listed, published_hits, published_lists
@@ -26,6 +26,7 @@ from frugalrec.distillation.pod_loading import drop_cross_mask, load_pod
 from frugalrec.distillation.pod_rows import PodRows, equal_turns
 from frugalrec.distillation.pod_task import PodTask
 from frugalrec.distillation.pod_training import PodTrainer
+from frugalrec.distillation.samples import top_n_draw
 from frugalrec.distillation.scratch import scratch_t5
 from frugalrec.distillation.templates import EXPLANATION, SEQUENTIAL, TOP_N, write_ids
 from frugalrec.errors import ConfigError
@@ -149,6 +150,22 @@ def test_default_batches_shuffle_from_the_start(tmp_path: Path) -> None:
         for faults in (Faults(), Faults(equal_turns=True))
     )
     assert faulty[0] == [0, 1, 2, 3] and right[0] != [0, 1, 2, 3]
+
+
+def test_published_negatives_tell_held_out_items_apart() -> None:
+    """A held-out item of a user never stands among the published negatives, and does among ours."""
+    met = concatenate(FOLDS.history("test"), FOLDS.test)
+
+    def held_out_shown(**options: Any) -> int:
+        found = 0
+        for epoch in range(20):
+            draw = top_n_draw(FOLDS.train, negatives=5, seed=0, epoch=epoch, **options)
+            held = [set(FOLDS.test.history(int(u)).tolist()) for u in draw.users]
+            found += sum(bool(held[row] & set(draw.shown(row).tolist())) for row in range(len(draw)))
+        return found
+
+    assert held_out_shown(met=met) == 0
+    assert held_out_shown() > 100  # 20 x 24 prompts, each with 5 of 9 items that are not in training
 
 
 def test_published_lists_count_duplicates_and_draw_items_at_random() -> None:

@@ -41,6 +41,8 @@ class Faults:
     """Whole-word rows start at N(0, 1), and row 0 is trained and added to all words."""
     patience_in_total: bool = False
     """Epochs without a better loss are counted together, not since the last better one."""
+    telling_negatives: bool = False
+    """Negatives of top-n prompts are kept apart from a user's held-out items too, which tells these apart."""
     equal_turns: bool = False
     """Every task gets as many batches, whatever its size, and each first pass is in the order of the file."""
 

@@ -29,9 +29,15 @@ class PodRows(Sequence[Row]):
     """Samples of all epochs by number; those of an epoch and task are drawn when the first is asked for."""
 
     def __init__(
-        self, encoder: Encoder, config: PodConfig, train: Dataset, explanations: Explanations | None
+        self,
+        encoder: Encoder,
+        config: PodConfig,
+        train: Dataset,
+        explanations: Explanations | None,
+        met: Dataset | None = None,
     ) -> None:
-        """Store what samples are drawn from."""
+        """Store what samples are drawn from; `met` as in `top_n_draw`."""
+        self.met = met
         self.encoder, self.config, self.train, self.explanations = encoder, config, train, explanations
         self._drawn: dict[tuple[int, str], Draw] = {}
 
@@ -74,7 +80,8 @@ class PodRows(Sequence[Row]):
                 raise DataError("the task of explanations needs explanations; give some, or leave it out.")
             found = explanation_draw(self.explanations, seed=seed, epoch=number)
         else:
-            found = top_n_draw(self.train, negatives=self.config.negatives, seed=seed, epoch=number)
+            negatives = self.config.negatives
+            found = top_n_draw(self.train, negatives=negatives, seed=seed, epoch=number, met=self.met)
         if not len(found):
             raise DataError(
                 f"the training data hold no sample of the task {task}: its users have too few items."

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from frugalrec.data.dataset import concatenate
 from frugalrec.distillation.encoding import Encoder, Row
 from frugalrec.distillation.pod import PodConfig
 from frugalrec.distillation.pod_loading import drop_cross_mask
@@ -53,7 +54,9 @@ class PodRun:
         if explanations is not None:
             self.encoder.set_texts(explanations.texts, config.explanation_tokens)
         self.whole_word = self._add_whole_word() if config.whole_word else None
-        self.rows: PodRows = PodRows(self.encoder, config, split.train, explanations)
+        telling = config.faults.telling_negatives
+        met = concatenate(split.history("test"), split.test) if telling else None
+        self.rows: PodRows = PodRows(self.encoder, config, split.train, explanations, met)
 
     def train(self, checkpoints: Path, progress: Progress | None) -> dict[str, Any]:
         """Train in place; return the evidence."""

@@ -87,8 +87,15 @@ def sequential_draw(train: Dataset, *, window: int, seed: int, epoch: int) -> Dr
     )
 
 
-def top_n_draw(train: Dataset, *, negatives: int, seed: int, epoch: int) -> Draw:
+def top_n_draw(train: Dataset, *, negatives: int, seed: int, epoch: int, met: Dataset | None = None) -> Draw:
     """Return one training item of each user among `negatives` items not met, all in random order.
+
+    Args:
+        train: What positive items are drawn from.
+        negatives: Other items shown.
+        seed: Seed.
+        epoch: Number of the pass.
+        met: What no negative is drawn from, by user; default: `train`.
 
     Raises:
         ConfigError: If a user has fewer items not met.
@@ -99,7 +106,8 @@ def top_n_draw(train: Dataset, *, negatives: int, seed: int, epoch: int) -> Draw
     templates = draw_templates(TOP_N, train.n_users, seed, epoch)
     users = np.flatnonzero(train.lengths > 0).astype(np.int32)
     targets = train.items[train.indptr[users] + chosen[users]]
-    unmet = unmet_items(train, negatives, seed=seed, stream=("pod", TOP_N, "negatives", epoch))[users]
+    stream = ("pod", TOP_N, "negatives", epoch)
+    unmet = unmet_items(train if met is None else met, negatives, seed=seed, stream=stream)[users]
     rows = np.concatenate([targets[:, None], unmet], axis=1)
     rows = np.take_along_axis(rows, places[users], axis=1)
     return Draw(
