@@ -233,12 +233,14 @@ def setting(
     costs = measure_grounders(found, data, users, 10, repeats=repeats, flop_users=1)
     print(table(name, costs), flush=True)
     base = costs["reference"]
+    same = compared(lm, prompt, settings, data, users[:2])
+    print(f"\nencode once against the reference: {json.dumps(same)}", flush=True)
     return {
         **{way: cost.to_dict() for way, cost in costs.items()},
         "ratio": {way: base.cpu_p50_ms / cost.cpu_p50_ms for way, cost in costs.items()},
         "ratio_batch": {way: base.batch_cpu_ms / cost.batch_cpu_ms for way, cost in costs.items()},
         "ratio_wall": {way: base.p50_ms / cost.p50_ms for way, cost in costs.items()},
-        "compared": compared(lm, prompt, settings, data, users[:2]),
+        "compared": same,
     }
 
 
