@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
     from frugalrec.llm.scoring import Query
 
-PROMPTS: Mapping[str, type[Any]] = {
+KINDS: Mapping[str, type[Any]] = {
     kind.__name__: kind for kind in (PreferencePrompt, RerankPrompt, NextTitlePrompt)
 }
 
@@ -89,7 +89,7 @@ def read_student(folder: Path) -> Distilled:
     evidence = read_manifest(folder)["evidence"]
     try:
         fields = dict(evidence["prompt"])
-        kind = PROMPTS[fields.pop("kind")]
+        kind = KINDS[fields.pop("kind")]
         lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
         prompt: Prompt = kind(**{**fields, **lists})
         mode, adapter = evidence["options"]["mode"], evidence["teacher_adapter"]

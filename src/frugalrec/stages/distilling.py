@@ -13,6 +13,7 @@ import numpy as np
 from frugalrec.config import DataConfig
 from frugalrec.data.readers.tallrec import PointwiseRows, read_prompts
 from frugalrec.distillation.options import DistilOptions
+from frugalrec.distillation.saving import KINDS
 from frugalrec.distillation.student import Distilled, Prompt, distil_titles, distil_yes_no
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.ledger import measure
@@ -213,9 +214,8 @@ def prompt_of(adapter: Path) -> Prompt:
     if not path.is_file():
         raise ConfigError(f"{adapter} has no tune.json that says how prompts are written; tune it again.")
     fields = load_json(path)["prompt"]
-    kinds = (NextTitlePrompt, PreferencePrompt, RerankPrompt)
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    for kind in kinds:
+    for kind in KINDS.values():
         names = {entry.name for entry in dataclasses.fields(kind)}
         if set(own) | {"learned"} == names:
             found: Prompt = kind(**own)
