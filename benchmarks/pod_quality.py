@@ -11,7 +11,10 @@ items are ranked but for the user's own history. Rows, `--seeds` each where ther
 - `sasrec`: cross-entropy over the whole catalogue; the epoch is chosen on validation;
 - `sasrecs`: the mean of the seeds' next-item distributions, the student's teacher;
 - `student, words`: `ItemStudent` with MiniLM vectors of the titles (Beauty only, Sports has none);
-- `student`: the same, taught by the teacher too.
+- `student`: the same, taught by the teacher too;
+- `pod, published`: a T5 of random weights trained on the sequential task by `legacy.published` (all faults
+  but the leaked numbers), asked by 20 free beams; `pod`: the same network, vectors and tasks repaired, random
+  numbers, 20 beams over the trie. No pretrained T5 is used, so these rows are smaller than the paper's.
 
 A learning model's `cpu_ms` is what it takes to rank the catalogue for one user, in batches. Every fit
 keeps a checkpoint below `--folder`, so that a killed run goes on. Intervals are over users, paired.
@@ -26,6 +29,7 @@ import os
 import platform
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from importlib.metadata import version
@@ -37,15 +41,21 @@ import torch
 
 from frugalrec.data.readers import read
 from frugalrec.data.splits import split
+from frugalrec.distillation import PodConfig, PodModel, PodTrainer, scratch_t5, write_ids
 from frugalrec.distillation.item_student import ItemStudent
+from frugalrec.distillation.legacy import published
 from frugalrec.distillation.soft_targets import SoftTargets, teach
-from frugalrec.evaluation.evaluate import evaluate_ranks
+from frugalrec.evaluation.evaluate import evaluate_ranking, evaluate_ranks
 from frugalrec.evaluation.ranks import target_ranks
+from frugalrec.grounding import TrieGrounder
+from frugalrec.grounding.beam_decoding import BeamGrounder
+from frugalrec.grounding.item_ids import random_numbers
+from frugalrec.llm.beam_search import BeamSettings
 from frugalrec.llm.encoders import SentenceEncoder
 from frugalrec.recommenders import create
 from frugalrec.recommenders.batching import training_windows
 from frugalrec.recommenders.sequential import SASRec
-from frugalrec.types import FloatArray
+from frugalrec.types import FloatArray, Ranking
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ["hit@5", "ndcg@5", "hit@10", "ndcg@10"]
@@ -57,6 +67,8 @@ PUBLISHED = {
     "amazon-sports": {"TIGER": (0.0264, 0.0181, 0.0400, 0.0225)},
 }
 RESAMPLES = 2_000
+ARMS = ["words", "taught", "pod, published", "pod"]
+"""Rows that can be left out."""
 
 
 class Work:
@@ -142,6 +154,64 @@ class Work:
         with np.load(path, allow_pickle=False) as held:
             return SoftTargets(items=held["items"], probabilities=held["probabilities"])
 
+    def pod(self, seed: int, kind: str) -> PodModel:
+        """A generative model, trained from random weights: `published`, faults and all, or `repaired`."""
+        options, train = self.options, self.parts.train
+        folder = options.folder / options.data
+        ids = random_numbers(train.item_ids, seed=seed)
+        writer = write_ids(ids, n_users=train.n_users if kind == "published" else None, seed=seed)
+        shape = {"width": options.pod_width, "layers": options.pod_layers}
+        base = folder / f"t5-{options.pod_width}-{options.pod_layers}-{seed}"
+        if not base.is_dir():
+            scratch_t5(base.with_suffix(".part"), feed_forward=4 * options.pod_width, seed=seed, **shape)
+            base.with_suffix(".part").replace(base)
+        if kind == "published":
+            name = options.data.removeprefix("amazon-")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                config = published(name, weights={"sequential": 1.0}, epochs=options.pod_epochs, seed=seed)
+        else:
+            config = PodConfig(weights={"sequential": 1.0}, epochs=options.pod_epochs, seed=seed)
+        out = folder / f"pod-{kind}-{base.name}-{options.pod_epochs}"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            model = PodTrainer(config).fit(base, self.parts, writer, out)
+        log(f"{out.name}: {model.evidence['validation'][-1:]}")
+        return model
+
+    def written(self, seed: int, kind: str) -> dict[str, Any]:
+        """Return the per-user metrics of a generative model's lists, and what they took."""
+        model, users = self.pod(seed, kind), self.users
+        path = model.folder / "lists.npz"
+        if not path.is_file():
+            answers = model.writer.answers
+            if kind == "published":
+                settings = BeamSettings(beams=20, see_padding=True)
+                way: Any = BeamGrounder(model.lm, model.prompt, settings=settings, titles=answers)
+            else:
+                way = TrieGrounder(model.lm, model.prompt, beams=20, titles=answers)
+            began = time.process_time()
+            ranking, usage = way.ground(self.history, users, 10)
+            spent = time.process_time() - began
+            invalid = (
+                float(way.outputs.invalid.sum() / way.outputs.written.sum()) if kind == "published" else 0.0
+            )
+            facts = {"spent": spent, "invalid": invalid, "tokens": usage.tokens_in + usage.tokens_out}
+            aside = path.with_suffix(".tmp.npz")
+            np.savez(aside, items=ranking.items, scores=ranking.scores, **facts)
+            aside.replace(path)
+        with np.load(path, allow_pickle=False) as held:
+            lists = Ranking(users=users, items=held["items"], scores=held["scores"])
+            facts = {name: float(held[name]) for name in ("spent", "invalid", "tokens")}
+        targets = self.parts.targets("test")
+        found = evaluate_ranking(kind, lists, targets, METRICS, seen=self.history, lists=0)
+        log(f"pod {kind}, seed {seed}: {100 * facts['invalid']:.1f} % of texts are no item")
+        return {
+            "values": found.values,
+            "cpu_ms": 1_000 * facts["spent"] / users.size,
+            "tokens": facts["tokens"] / users.size,
+        }
+
     def judged(self, arm: str, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
         """Return the per-user metrics of scores of all items, and what scoring took."""
         spent = 0.0
@@ -219,6 +289,9 @@ def judge(work: Work, table: Table) -> None:
         table.add("student, words", [scored(work.student(seed, None)) for seed in options.seeds])
     if "taught" in options.arms:
         table.add("student", [scored(work.student(seed, work.soft)) for seed in options.seeds])
+    for kind, arm in (("published", "pod, published"), ("repaired", "pod")):
+        if arm in options.arms:
+            table.add(arm, [work.written(seed, kind) for seed in options.seeds])
 
 
 def main() -> None:
@@ -267,18 +340,22 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--data", default="amazon-beauty", choices=list(PUBLISHED))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", default=["words", "taught"], choices=["words", "taught"])
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--epochs", type=int, default=14, help="the most; fewer if validation stops rising")
     parser.add_argument("--prompt-vectors", type=int, default=0)
     parser.add_argument("--soft-weight", type=float, default=0.5)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--dropout", type=float, default=0.5, help="of the taught student")
+    parser.add_argument("--pod-epochs", type=int, default=12)
+    parser.add_argument("--pod-width", type=int, default=128)
+    parser.add_argument("--pod-layers", type=int, default=2)
     parser.add_argument("--users", type=int, default=None, help="fewer users, drawn at random")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "pod-quality")
     options = parser.parse_args()
     if options.quick:
         options.users, options.epochs, options.seeds = 2_000, 2, [0]
+        options.pod_epochs, options.pod_width, options.pod_layers = 1, 32, 1
     return options
 
 
