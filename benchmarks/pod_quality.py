@@ -41,9 +41,9 @@ import torch
 
 from frugalrec.data.readers import read
 from frugalrec.data.splits import split
-from frugalrec.distillation import PodConfig, PodModel, PodTrainer, scratch_t5, write_ids
 from frugalrec.distillation.item_student import ItemStudent
-from frugalrec.distillation.legacy import published
+from frugalrec.distillation.pod import PodConfig, PodModel, PodTrainer, scratch_t5, write_ids
+from frugalrec.distillation.pod.legacy import published
 from frugalrec.distillation.soft_targets import SoftTargets, teach
 from frugalrec.evaluation.evaluate import evaluate_ranking, evaluate_ranks
 from frugalrec.evaluation.ranks import target_ranks

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from frugalrec.distillation.batches import alternated, bucketed, epoch_batches, weighted_rows
+from frugalrec.distillation.pod.batches import alternated, bucketed, epoch_batches, weighted_rows
 
 
 def lengths(seed: int = 0) -> dict[str, np.ndarray]:

@@ -14,11 +14,11 @@ pytest.importorskip("transformers")
 import torch
 
 from frugalrec.data.splits import split
-from frugalrec.distillation.encoding import Encoder, Ragged
-from frugalrec.distillation.samples import sequential_draw, top_n_draw
-from frugalrec.distillation.scratch import number_tokenizer, scratch_t5
-from frugalrec.distillation.templates import SEQUENTIAL, TOP_N, IdWriter, bare, write_ids, write_titles
-from frugalrec.distillation.whole_word import (
+from frugalrec.distillation.pod.encoding import Encoder, Ragged
+from frugalrec.distillation.pod.samples import sequential_draw, top_n_draw
+from frugalrec.distillation.pod.scratch import number_tokenizer, scratch_t5
+from frugalrec.distillation.pod.templates import SEQUENTIAL, TOP_N, IdWriter, bare, write_ids, write_titles
+from frugalrec.distillation.pod.whole_word import (
     WholeWord,
     add_whole_word,
     check_rows,

@@ -18,17 +18,17 @@ import torch
 
 from frugalrec.data.dataset import Dataset, concatenate
 from frugalrec.data.splits import split
-from frugalrec.distillation.encoding import Encoder
-from frugalrec.distillation.generated import listed, published_hits, published_lists
-from frugalrec.distillation.legacy import FAULTS, appearance_numbers, published
-from frugalrec.distillation.pod import Faults, PodConfig
-from frugalrec.distillation.pod_loading import drop_cross_mask, load_pod
-from frugalrec.distillation.pod_rows import PodRows, equal_turns
-from frugalrec.distillation.pod_task import PodTask
-from frugalrec.distillation.pod_training import PodTrainer
-from frugalrec.distillation.samples import top_n_draw
-from frugalrec.distillation.scratch import scratch_t5
-from frugalrec.distillation.templates import EXPLANATION, SEQUENTIAL, TOP_N, write_ids
+from frugalrec.distillation.pod.encoding import Encoder
+from frugalrec.distillation.pod.generated import listed, published_hits, published_lists
+from frugalrec.distillation.pod.legacy import FAULTS, appearance_numbers, published
+from frugalrec.distillation.pod.loading import drop_cross_mask, load_pod
+from frugalrec.distillation.pod.model import Faults, PodConfig
+from frugalrec.distillation.pod.rows import PodRows, equal_turns
+from frugalrec.distillation.pod.samples import top_n_draw
+from frugalrec.distillation.pod.scratch import scratch_t5
+from frugalrec.distillation.pod.task import PodTask
+from frugalrec.distillation.pod.templates import EXPLANATION, SEQUENTIAL, TOP_N, write_ids
+from frugalrec.distillation.pod.training import PodTrainer
 from frugalrec.errors import ConfigError
 from frugalrec.grounding.item_ids import random_numbers
 from frugalrec.llm.local import LocalLM

@@ -10,7 +10,7 @@ import pytest
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.readers.p5 import Explanations
 from frugalrec.data.splits import Split, split
-from frugalrec.distillation.samples import (
+from frugalrec.distillation.pod.samples import (
     explanation_draw,
     next_items,
     sequential_draw,
@@ -18,7 +18,7 @@ from frugalrec.distillation.samples import (
     train_explanations,
     unmet_items,
 )
-from frugalrec.distillation.templates import bare, draw_templates
+from frugalrec.distillation.pod.templates import bare, draw_templates
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.rng import generator
 from frugalrec.testing.toys import cycle_dataset

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from frugalrec.distillation.templates import (
+from frugalrec.distillation.pod.templates import (
     SEQUENTIAL,
     TASKS,
     TEMPLATES,

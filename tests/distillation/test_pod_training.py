@@ -20,14 +20,14 @@ import torch
 
 from frugalrec.data.readers.p5 import Explanations
 from frugalrec.data.splits import split
-from frugalrec.distillation.encoding import Encoder, Row
-from frugalrec.distillation.pod import MANIFEST, PodConfig, PodModel
-from frugalrec.distillation.pod_loading import load_pod
-from frugalrec.distillation.pod_rows import PodRows
-from frugalrec.distillation.pod_task import PodTask
-from frugalrec.distillation.pod_training import PodTrainer
-from frugalrec.distillation.scratch import scratch_t5
-from frugalrec.distillation.templates import EXPLANATION, SEQUENTIAL, TASKS, TOP_N, write_ids
+from frugalrec.distillation.pod.encoding import Encoder, Row
+from frugalrec.distillation.pod.loading import load_pod
+from frugalrec.distillation.pod.model import MANIFEST, PodConfig, PodModel
+from frugalrec.distillation.pod.rows import PodRows
+from frugalrec.distillation.pod.scratch import scratch_t5
+from frugalrec.distillation.pod.task import PodTask
+from frugalrec.distillation.pod.templates import EXPLANATION, SEQUENTIAL, TASKS, TOP_N, write_ids
+from frugalrec.distillation.pod.training import PodTrainer
 from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.grounding import TrieGrounder
 from frugalrec.grounding.beam_decoding import BeamGrounder

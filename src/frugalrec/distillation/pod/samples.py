@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frugalrec.data.dataset import Dataset
-from frugalrec.distillation.templates import EXPLANATION, SEQUENTIAL, TOP_N, draw_templates
+from frugalrec.distillation.pod.templates import EXPLANATION, SEQUENTIAL, TOP_N, draw_templates
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.rng import generator
 from frugalrec.types import IntArray, LongArray

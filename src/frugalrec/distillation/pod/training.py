@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frugalrec.distillation.pod import PodConfig, PodModel
-from frugalrec.distillation.pod_loading import load_pod, read_manifest
-from frugalrec.distillation.samples import train_explanations
-from frugalrec.distillation.templates import TEMPLATES, IdWriter, write_ids
+from frugalrec.distillation.pod.loading import load_pod, read_manifest
+from frugalrec.distillation.pod.model import PodConfig, PodModel
+from frugalrec.distillation.pod.samples import train_explanations
+from frugalrec.distillation.pod.templates import TEMPLATES, IdWriter, write_ids
 from frugalrec.errors import DataError, ModelError, require
 from frugalrec.grounding.item_ids import ItemIds, catalogue_hash
 from frugalrec.tuning.base import Progress
@@ -57,7 +57,7 @@ class PodTrainer:
             ModelError: If the base carries an adapter, or its tokenizer mixes ids with their neighbours.
         """
         require("torch", "llm")
-        from frugalrec.distillation.pod_run import PodRun
+        from frugalrec.distillation.pod.run import PodRun
         from frugalrec.llm.local import LocalLM
         from frugalrec.tuning.adapt import prepared
         from frugalrec.tuning.processes import is_main, wait

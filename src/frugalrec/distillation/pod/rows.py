@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from frugalrec.data.dataset import Dataset
-from frugalrec.distillation.batches import epoch_batches, weighted_rows
-from frugalrec.distillation.encoding import Encoder, Row
-from frugalrec.distillation.pod import PodConfig
-from frugalrec.distillation.samples import Draw, explanation_draw, sequential_draw, top_n_draw
-from frugalrec.distillation.templates import EXPLANATION, SEQUENTIAL
+from frugalrec.distillation.pod.batches import epoch_batches, weighted_rows
+from frugalrec.distillation.pod.encoding import Encoder, Row
+from frugalrec.distillation.pod.model import PodConfig
+from frugalrec.distillation.pod.samples import Draw, explanation_draw, sequential_draw, top_n_draw
+from frugalrec.distillation.pod.templates import EXPLANATION, SEQUENTIAL
 from frugalrec.errors import DataError
 from frugalrec.rng import generator
 from frugalrec.types import LongArray

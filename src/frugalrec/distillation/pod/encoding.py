@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from frugalrec.distillation.samples import Draw
-from frugalrec.distillation.templates import EXPLANATION, ITEMS, TEMPLATES, USER, IdWriter, bare, parts
+from frugalrec.distillation.pod.samples import Draw
+from frugalrec.distillation.pod.templates import EXPLANATION, ITEMS, TEMPLATES, USER, IdWriter, bare, parts
 from frugalrec.errors import ModelError
 from frugalrec.types import IntArray, LongArray
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from frugalrec.distillation.templates import IdWriter
+from frugalrec.distillation.pod.templates import IdWriter
 from frugalrec.errors import DataError
 from frugalrec.types import PAD, IntArray
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from frugalrec.data.dataset import NUMBER, Dataset
-from frugalrec.distillation.pod import Faults, PodConfig
-from frugalrec.distillation.templates import EXPLANATION, SEQUENTIAL, TOP_N, IdWriter
+from frugalrec.distillation.pod.model import Faults, PodConfig
+from frugalrec.distillation.pod.templates import EXPLANATION, SEQUENTIAL, TOP_N, IdWriter
 from frugalrec.errors import ConfigError
 from frugalrec.grounding.item_ids import catalogue_hash
 from frugalrec.types import LongArray

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frugalrec.distillation.pod import ADAPTER, MANIFEST, MODEL, PROMPT, ROWS, PodModel
-from frugalrec.distillation.templates import IdWriter
+from frugalrec.distillation.pod.model import ADAPTER, MANIFEST, MODEL, PROMPT, ROWS, PodModel
+from frugalrec.distillation.pod.templates import IdWriter
 from frugalrec.errors import ModelError
 from frugalrec.llm.models import sha256_of
 
@@ -103,7 +103,7 @@ def restore(lm: LocalLM, manifest: Mapping[str, Any], folder: Path) -> None:
     if manifest["whole_word"] is not None:
         from safetensors.torch import load_file
 
-        from frugalrec.distillation.whole_word import WholeWord, add_whole_word
+        from frugalrec.distillation.pod.whole_word import WholeWord, add_whole_word
 
         rows = WholeWord.from_facts(manifest["whole_word"])
         rows.load_state_dict(load_file(folder / ROWS))

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from frugalrec.data.dataset import concatenate
-from frugalrec.distillation.encoding import Encoder, Row
-from frugalrec.distillation.pod import PodConfig
-from frugalrec.distillation.pod_loading import drop_cross_mask
-from frugalrec.distillation.pod_rows import PodRows, RowWeights
-from frugalrec.distillation.samples import Draw, next_items, unmet_items
-from frugalrec.distillation.templates import (
+from frugalrec.distillation.pod.encoding import Encoder, Row
+from frugalrec.distillation.pod.loading import drop_cross_mask
+from frugalrec.distillation.pod.model import PodConfig
+from frugalrec.distillation.pod.rows import PodRows, RowWeights
+from frugalrec.distillation.pod.samples import Draw, next_items, unmet_items
+from frugalrec.distillation.pod.templates import (
     EXPLANATION,
     ITEMS,
     SEQUENTIAL,
@@ -60,7 +60,7 @@ class PodRun:
 
     def train(self, checkpoints: Path, progress: Progress | None) -> dict[str, Any]:
         """Train in place; return the evidence."""
-        from frugalrec.distillation.pod_task import PodTask
+        from frugalrec.distillation.pod.task import PodTask
         from frugalrec.tuning.schedule import Course
         from frugalrec.tuning.spent import Spent
         from frugalrec.tuning.training import follow
@@ -103,7 +103,7 @@ class PodRun:
 
     def save(self, out: Path, key: str, evidence: dict[str, Any]) -> None:
         """Write what was learned; the manifest comes last."""
-        from frugalrec.distillation.pod_saving import write_pod
+        from frugalrec.distillation.pod.saving import write_pod
 
         whole_word = None if self.whole_word is None else self.whole_word.facts
         manifest = {
@@ -159,7 +159,7 @@ class PodRun:
         return {task: opening}
 
     def _add_whole_word(self) -> Any:
-        from frugalrec.distillation.whole_word import WholeWord, add_whole_word, check_rows
+        from frugalrec.distillation.pod.whole_word import WholeWord, add_whole_word, check_rows
         from frugalrec.llm.prompt_vectors import learned_prompt, token_embeddings
 
         prompt = learned_prompt(self.lm)

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from frugalrec.distillation.encoding import CUE
-from frugalrec.distillation.templates import SEQUENTIAL, TASKS, IdWriter, bare
+from frugalrec.distillation.pod.encoding import CUE
+from frugalrec.distillation.pod.templates import SEQUENTIAL, TASKS, IdWriter, bare
 from frugalrec.errors import ConfigError
 from frugalrec.llm.next_title import NextTitlePrompt
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
-from frugalrec.distillation.pod import ADAPTER, MANIFEST, MODEL, PROMPT, ROWS
-from frugalrec.distillation.whole_word import whole_word
+from frugalrec.distillation.pod.model import ADAPTER, MANIFEST, MODEL, PROMPT, ROWS
+from frugalrec.distillation.pod.whole_word import whole_word
 from frugalrec.errors import ModelError
 from frugalrec.llm.adapters import network_fingerprint
 from frugalrec.llm.conversion import quiet_transformers

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from frugalrec.distillation.templates import SOMEONE, TEMPLATES
+from frugalrec.distillation.pod.templates import SOMEONE, TEMPLATES
 from frugalrec.errors import ConfigError, require
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"

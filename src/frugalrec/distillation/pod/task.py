@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from frugalrec.distillation.encoding import Row
-from frugalrec.distillation.pod import Mean
+from frugalrec.distillation.pod.encoding import Row
+from frugalrec.distillation.pod.model import Mean
 from frugalrec.llm.scoring import CausalScorer, Query, Seq2SeqScorer, gathered_logits
 from frugalrec.tuning.processes import unwrapped
 from frugalrec.tuning.training import Task
