@@ -24,6 +24,7 @@ without prompt cache; `equal` says whether cached and whole prompts give the sam
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -68,6 +69,14 @@ class Bench:
         self.users = movie_users(options.data / "ml-100k")["test"][kept]
         self.prompt = PreferencePrompt(noun="movie", style=options.style)
         self.adapter = self._tuned()
+
+    @property
+    def key(self) -> str:
+        """A hash of all options that decide scores."""
+        free = ("quick", "timed", "threads", "data", "cache")
+        said = {name: value for name, value in vars(self.options).items() if name not in free}
+        versions = [version(name) for name in ("torch", "transformers", "peft")]
+        return hashlib.sha256(repr([sorted(said.items()), versions]).encode()).hexdigest()[:12]
 
     def _tuned(self) -> Path:
         """Tune the teacher in words; return its adapter."""
@@ -133,7 +142,7 @@ class Bench:
         held: list[tuple[LocalLM, PreferencePrompt]] = []
         found = []
         for first in range(0, len(self.test), CHUNK):
-            name = f"{arm}-{self.options.style}-{self.options.seed}-{len(self.test)}-{first}.npy"
+            name = f"{arm}-{self.key}-{len(self.test)}-{first}.npy"
             path = self.options.cache / "scores" / name.replace(" ", "-").replace(",", "")
             if not path.is_file():
                 if not held:

@@ -182,7 +182,8 @@ class Work:
     def written(self, seed: int, kind: str) -> dict[str, Any]:
         """Return the per-user metrics of a generative model's lists, and what they took."""
         model, users = self.pod(seed, kind), self.users
-        path = model.folder / "lists.npz"
+        said = hashlib.sha256(repr([model.manifest["key"], users.tolist()]).encode()).hexdigest()[:16]
+        path = model.folder / f"lists-{said}.npz"
         if not path.is_file():
             answers = model.writer.answers
             if kind == "published":
@@ -210,6 +211,7 @@ class Work:
             "values": found.values,
             "cpu_ms": 1_000 * facts["spent"] / users.size,
             "tokens": facts["tokens"] / users.size,
+            "invalid": facts["invalid"],
         }
 
     def judged(self, arm: str, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
@@ -255,7 +257,9 @@ class Table:
         row: dict[str, Any] = {"arm": arm, "runs": len(runs), **facts}
         row |= {name: float(values[name].mean()) for name in METRICS}
         row["by_seed"] = [float(run["values"]["hit@10"].mean()) for run in runs]
-        row["cpu_ms"] = float(np.mean([run["cpu_ms"] for run in runs]))
+        for name in ("cpu_ms", "tokens", "invalid"):
+            if name in runs[0]:
+                row[name] = float(np.mean([run[name] for run in runs]))
         if "sasrec" in self.values and arm != "sasrec":
             row["minus_sasrec"] = {n: paired(values[n], self.values["sasrec"][n]) for n in METRICS[2:]}
         self.rows.append(row)

@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(DataError, match="other titles or another order"):
         CatalogueHead.load(fresh, head, titles[::-1])
     other = LocalLM.load(tiny_llama(tmp_path / "other", seed=1), dtype="float32", device="cpu")
-    with pytest.raises(ModelError, match="another model"):
+    with pytest.raises(ModelError, match="is another; load it"):
         CatalogueHead.load(other, head, titles)
     (head / WEIGHTS).write_bytes(b"cut")
     with pytest.raises(ModelError, match="differs from what was written"):

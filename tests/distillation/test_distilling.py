@@ -284,6 +284,9 @@ def test_the_same_call_is_found_finished_and_damage_is_not(folders: dict[str, Pa
         )
 
     assert again().evidence == json.loads(json.dumps(dict(first.evidence))) and not steps
+    (first.path / WEIGHTS).unlink()
+    assert again().evidence["kl_after"] == first.evidence["kl_after"] and steps
+    steps.clear()
     (first.path / MANIFEST).write_text("{")
     assert again().evidence["kl_after"] == first.evidence["kl_after"] and steps
     assert (first.path / WEIGHTS).read_bytes() == weights

@@ -17,7 +17,7 @@ from frugalrec.data.splits import Split, split
 from frugalrec.distillation.item_student import ItemStudent
 from frugalrec.distillation.soft_targets import SoftTargets, distillation_block, teach
 from frugalrec.errors import ConfigError, DataError
-from frugalrec.recommenders.batching import training_windows
+from frugalrec.recommenders.batching import Windows, training_windows
 from frugalrec.recommenders.losses import catalogue_loss
 from frugalrec.recommenders.sequential import SASRec
 
@@ -60,7 +60,7 @@ def plain_loss(
 
 
 @pytest.mark.parametrize("safe", [True, False])
-@pytest.mark.parametrize(("w", "t"), [(0.0, 1.0), (0.3, 1.0), (1.0, 1.0), (0.6, 2.5)])
+@pytest.mark.parametrize(("w", "t"), [(0.0, 1.0), (0.3, 1.0), (1.0, 1.0), (0.6, 2.5), (0.5, 0.2)])
 def test_loss_and_gradient_are_those_of_the_definition(w: float, t: float, safe: bool) -> None:
     rng = np.random.default_rng(1)
     items = np.stack([rng.permutation(11)[:4] for _ in range(7)]).astype(np.int32)
@@ -175,9 +175,27 @@ def test_save_load_and_what_is_refused(folds: Split, titles: np.ndarray, tmp_pat
     with pytest.raises(DataError, match="another catalogue or other title vectors"):
         ItemStudent(**SMALL, title_vectors=-titles).load(tmp_path, folds.train)
     other: Dataset = split(film_club(n_members=60, seed=5), "leave-last-out").train
-    if other.n_items == folds.train.n_items:
-        with pytest.raises(DataError, match="another catalogue"):
-            ItemStudent(**SMALL, title_vectors=titles).load(tmp_path, other)
+    assert other.n_items == folds.train.n_items
+    with pytest.raises(DataError, match="another catalogue"):
+        ItemStudent(**SMALL, title_vectors=titles).load(tmp_path, other)
+
+
+def test_a_cold_softmax_does_not_overflow() -> None:
+    soft = SoftTargets(items=np.array([[0]], np.int32), probabilities=np.ones((1, 1), np.float32))
+    vectors = {"title_vectors": None, "soft": soft, "soft_weight": 0.5, "temperature": 0.2}
+    step = ItemStudent(**SMALL, **vectors)._step  # what training calls
+    network = ItemStudent(**SMALL)._network(2).eval()
+    with torch.no_grad():
+        network.items.free.copy_(torch.tensor([[20.0] * 8, [-20.0] * 8]))
+    windows = Windows(
+        users=np.zeros(1, np.int32),
+        indptr=np.array([0, 1]),
+        inputs=np.array([0]),
+        targets=np.array([1]),
+    )
+    loss, _ = step(network, windows, None)(np.array([0]), np.random.default_rng(0))  # type: ignore[arg-type]
+    loss.backward()
+    assert bool(torch.isfinite(loss)) and bool(torch.isfinite(network.items.free.grad).all())
 
 
 def test_bad_options(folds: Split, titles: np.ndarray) -> None:

@@ -30,7 +30,9 @@ def distil(
     ] = "vectors",
     head: Annotated[
         str | None,
-        typer.Option("--head", help="items: one pass that scores the catalogue, in place of vectors."),
+        typer.Option(
+            "--head", help="items: one pass that scores the catalogue; it asks in words, without vectors."
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -72,6 +74,8 @@ def distil(
     from frugalrec.stages.distilling import PROMPTS, DistilRequest, distil_source
 
     if head is not None:
+        if mode != "vectors":
+            raise typer.BadParameter("an item head has no vectors of a prompt: leave --mode out.")
         _distil_head(source, head, data, out, llm, dtype, prompts, settings(set_), seed, as_json)
         return
     overrides = data_overrides(data, format, column, items, item_column, encoding, time_unit)
@@ -139,9 +143,10 @@ def _distil_head(
         return
     gap, low, high = facts["difference"]
     typer.echo(
-        f"an item head learned from {facts['rows']:,} rows and from {facts['teacher']}; it is in "
-        f"{facts['student']}\n{facts['metric']} of {facts['users']:,} test users: {facts['value']:.4f}, "
-        f"{facts['teacher']} {facts['first_stage']:.4f} ({gap:+.4f}, {low:+.4f} to {high:+.4f})\n"
+        f"an item head of the plain model learned from {facts['rows']:,} rows and from "
+        f"{facts['teacher'] or 'no teacher'}; it is in {facts['student']}\n"
+        f"{facts['metric']} of {facts['users']:,} test users: {facts['value']:.4f}, {facts['first_stage']} "
+        f"{facts['first_stage_value']:.4f} (difference {gap:+.4f}, {low:+.4f} to {high:+.4f})\n"
         f"one pass a user: {facts['tokens_per_user']:.0f} tokens, {facts['cpu_ms_per_user']:.0f} ms of CPU, "
         "nothing generated"
     )

@@ -166,7 +166,11 @@ class ItemStudent(AttentionRecommender):
             _, _, positions = grouped_positions(windows, rows)
             weight = network.items.weight
             block = distillation_block(
-                soft, hard, self.soft_weight, self.temperature, safe=bounded(states, weight)
+                soft,
+                hard,
+                self.soft_weight,
+                self.temperature,
+                safe=bounded(states / min(1.0, self.temperature), weight),
             )
             loss = catalogue_loss(states, weight, torch.from_numpy(positions), block=block)
             return loss, positions.size

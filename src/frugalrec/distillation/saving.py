@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from frugalrec.distillation.student import ADAPTER, Distilled, Prompt, check_same
 from frugalrec.errors import ModelError
+from frugalrec.llm.adapters import read_weights
 from frugalrec.llm.kv_prefix import kv_prefix, save_kv_prefix
+from frugalrec.llm.models import sha256_of
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.llm.preferences import PreferencePrompt
-from frugalrec.llm.prompt_vectors import MANIFEST, read_manifest, save_prompt
+from frugalrec.llm.prompt_vectors import MANIFEST, WEIGHTS, read_manifest, save_prompt
 from frugalrec.llm.prompts import RerankPrompt
 from frugalrec.runs import write_text
 
@@ -75,8 +77,24 @@ def finished(out: Path, key: str, teacher: LocalLM) -> Distilled | None:
         return None
     if "reload_difference" not in found.evidence:  # killed before it was checked
         return None
+    if not _whole(out, found):
+        return None
     own = found.adapter if found.evidence["options"]["mode"] == "lora" else teacher.adapter
     return Distilled(path=out, adapter=own, prompt=found.prompt, evidence=found.evidence)
+
+
+def _whole(out: Path, found: Distilled) -> bool:
+    """Return whether a student's weights are there as they were written."""
+    path = out / WEIGHTS
+    if not path.is_file() or sha256_of(path) != read_manifest(out)["sha256"]:
+        return False
+    if found.evidence["options"]["mode"] != "lora":
+        return True
+    try:
+        read_weights(out / ADAPTER)
+    except ModelError:
+        return False
+    return True
 
 
 def read_student(folder: Path) -> Distilled:

@@ -17,6 +17,8 @@ from frugalrec.types import FloatArray, IntArray, Ranking
 
 BLOCK = 512
 """Positions whose scores of all items are in memory at once."""
+WINDOWS = 64
+"""Windows whose states are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,20 +118,21 @@ def teach(
     n_items = int(teachers[0].network_.items.weight.shape[0])
     k = min(k, n_items)
     items, kept = np.empty((n, k), dtype=np.int32), np.empty((n, k), dtype=np.float32)
-    for start in range(0, len(windows), BLOCK // 8):
-        rows = np.arange(start, min(start + BLOCK // 8, len(windows)))
+    for start in range(0, len(windows), WINDOWS):
+        rows = np.arange(start, min(start + WINDOWS, len(windows)))
         _, _, positions = grouped_positions(windows, rows)
-        mean = torch.zeros(positions.size, n_items)
         with torch.no_grad():
-            for teacher in teachers:
-                network = teacher.network_.eval()
-                states, _, _ = position_states(network, windows, rows)
-                for part in range(0, positions.size, BLOCK):
-                    scores = states[part : part + BLOCK] @ network.items.weight.T
-                    mean[part : part + BLOCK] += torch.softmax(scores.div_(temperature), dim=1)
-            best = mean.topk(k, dim=1)
-        items[positions] = best.indices.numpy()
-        kept[positions] = (best.values / best.values.sum(dim=1, keepdim=True)).numpy()
+            networks = [teacher.network_.eval() for teacher in teachers]
+            states = [position_states(network, windows, rows)[0] for network in networks]
+            weights = [network.items.weight for network in networks]
+            for part in range(0, positions.size, BLOCK):
+                mean = torch.zeros(min(BLOCK, positions.size - part), n_items)
+                for state, weight in zip(states, weights, strict=True):
+                    mean += torch.softmax(state[part : part + BLOCK] @ weight.T / temperature, dim=1)
+                best = mean.topk(k, dim=1)
+                at = positions[part : part + BLOCK]
+                items[at] = best.indices.numpy()
+                kept[at] = (best.values / best.values.sum(dim=1, keepdim=True)).numpy()
         if progress is not None:
             progress(int(rows[-1]) + 1, len(windows))
     return SoftTargets(items=items, probabilities=kept)
@@ -150,7 +153,7 @@ def distillation_block(
         hard: The next item of all positions, (n_positions,).
         weight: w, from 0 to 1.
         temperature: T, the one that the teacher's scores were divided by.
-        safe: Whether no exponential can overflow; see `losses.bounded`.
+        safe: Whether no exponential can overflow, of scores and of scores over T; see `losses.bounded`.
     """
     of_items = torch.from_numpy(soft.items.astype(np.int64))
     shares = torch.from_numpy(soft.probabilities)

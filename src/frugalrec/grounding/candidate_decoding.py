@@ -89,10 +89,11 @@ class CandidateGrounder(Grounder):
     def _asked(self, users: IntArray, histories: Dataset, seen: Seen, title_of: LongArray) -> list[LongArray]:
         """Return the candidates of each user that have a text and are wanted, each once."""
         given = np.asarray(self.candidates(users))
-        if given.ndim != 2 or len(given) != users.size or given.max(initial=PAD) >= histories.n_items:
+        if given.ndim != 2 or len(given) != users.size or not _inside(given, histories.n_items):
             raise DataError(
                 f"candidates for {users.size} users must be item codes below {histories.n_items}, one row a "
-                f"user, padded with -1; got {given.shape} with codes up to {given.max(initial=PAD)}."
+                f"user, padded with -1; got {given.shape} with codes from {given.min(initial=PAD)} to "
+                f"{given.max(initial=PAD)}."
             )
         found = []
         for user, row in zip(users, given, strict=True):
@@ -136,3 +137,8 @@ def answer_query(lm: LocalLM, prompt: Sequence[int], answer: Sequence[int]) -> Q
 
 def _path(trie: TitleTrie, title: int) -> list[int]:
     return trie.path[trie.path_indptr[title] : trie.path_indptr[title + 1]].tolist()  # type: ignore[no-any-return]
+
+
+def _inside(codes: IntArray, n_items: int) -> bool:
+    """Return whether all codes are items', or padding."""
+    return bool(codes.min(initial=PAD) >= PAD and codes.max(initial=PAD) < n_items)

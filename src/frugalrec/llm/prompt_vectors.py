@@ -192,6 +192,8 @@ def add_prompt(lm: LocalLM, prompt: TaskPrompt) -> None:
     added = tokenizer.add_tokens([special_token(token) for token in prompt.tokens], special_tokens=True)
     if added != len(prompt.tokens):
         raise ModelError(f"the tokenizer of {lm.model} knows {prompt.tokens[0]} already; rename the tasks.")
+    if tokenizer.convert_tokens_to_ids(prompt.tokens) != list(range(start, start + added)):
+        raise ModelError(f"the tokenizer of {lm.model} has gaps in its ids; it cannot take learned prompts.")
     lm.tokenizer = tokenizer
     prompt.to(layer.weight.device)
     lm.network.set_input_embeddings(PromptedEmbedding(layer, prompt, start))

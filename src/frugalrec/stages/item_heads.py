@@ -17,6 +17,7 @@ from frugalrec.evaluation.compare import difference
 from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.ledger import measure
 from frugalrec.llm.next_title import NextTitlePrompt
+from frugalrec.recommenders import create
 from frugalrec.rng import generator
 from frugalrec.runs import Observer, Run, Stage
 from frugalrec.stages import cheap, data, selection
@@ -99,20 +100,26 @@ def distil_head_of(request: HeadRequest, observer: Observer | None = None) -> di
         prepared, first, rows = _rows(run, config, request)
         lm = _loaded(request, config)
         titles = list(prepared.dataset.titles)
+        soft = _lists(config, prepared, first, rows)
         student = distil_head(
             lm,
             rows,
             titles,
             request.out,
             prompt=NextTitlePrompt(noun=noun_of(config, prepared.dataset), window=config.selection.window),
-            soft=_lists(config, prepared, first, rows),
+            soft=soft,
             config=options,
             progress=lambda done, total: watcher.progressed("distillation", done, total),
         )
         judged = _judged(config, prepared, first, student)
         student.close()
     watcher.finished(Stage(name="distillation", path=request.out, hash="", usage=meter.usage, reused=False))
-    facts = {"student": str(request.out), "rows": len(rows), "teacher": first.name, **judged}
+    facts = {
+        "student": str(request.out),
+        "rows": len(rows),
+        "teacher": None if soft is None else first.name,
+        **judged,
+    }
     save_json(request.out / "distil.json", facts)
     return facts
 
@@ -127,11 +134,12 @@ def recommend_with_head(folder: Path, histories: Dataset, users: Any, k: int, he
         k: Length of the lists.
         head: The head's folder.
     """
-    from frugalrec.distillation.catalogue_head import CatalogueHead
+    from frugalrec.distillation.catalogue_head import CatalogueHead, read_manifest
     from frugalrec.llm.local import LocalLM
 
     config = run_config(folder)
-    lm = LocalLM.load(config.llm.model, dtype=config.llm.dtype)
+    name = read_manifest(head)["base"]["name"] if config.llm.model == "none" else config.llm.model
+    lm = LocalLM.load(name, dtype=config.llm.dtype)
     student = CatalogueHead.load(lm, head, list(histories.titles))
     ranking, _ = student.ground(histories, users, k)
     student.close()
@@ -152,15 +160,22 @@ def _rows(run: Run, config: RunConfig, request: HeadRequest) -> tuple[Prepared, 
 
 
 def _lists(config: RunConfig, prepared: Prepared, first: CheapArm, rows: Examples) -> SoftTargets | None:
-    """Return the first stage's lists as probabilities, as they were before the rows' targets were known."""
+    """Return a first stage's lists as probabilities; None where it tells no items apart.
+
+    It is fitted anew without the rows' targets (each is its user's last item), which a model that was
+    fitted on them would only repeat.
+    """
     from frugalrec.distillation.soft_targets import SoftTargets
 
     train = prepared.split.train
     last = np.arange(train.n) == np.repeat(train.indptr[1:], train.lengths) - 1
-    model = cheap.load_model(first.stage.path, config, first.name, train, fitted_on="train")
-    lists = model.recommend(rows.users, config.llm.candidates, histories=train.where(~last))
-    spread = float(np.std(lists.scores[lists.items >= 0]))
-    # Models score in units of their own: one standard deviation becomes one nat.
+    known = train.where(~last)
+    options = cheap.run_options(first.name, config.recommenders.options.get(first.name, {}), config.seed)
+    model = create(first.name, **options).fit(known, prepared.split.valid)
+    lists = model.recommend(rows.users, config.llm.candidates, histories=known)
+    scores = np.where(lists.items >= 0, lists.scores, np.nan)
+    spread = float(np.nanmean(np.nanstd(scores, axis=1)))
+    # Models score in units of their own: one standard deviation within a list becomes one nat.
     return SoftTargets.of_ranking(lists, spread) if spread > 0 else None
 
 
@@ -174,7 +189,8 @@ def _judged(config: RunConfig, prepared: Prepared, first: CheapArm, student: Cat
     return {
         "metric": metric,
         "value": own.mean(metric),
-        "first_stage": first.evaluations["test"].mean(metric),
+        "first_stage": first.name,
+        "first_stage_value": first.evaluations["test"].mean(metric),
         "difference": [gap.mean, gap.low, gap.high],
         "users": int(users.size),
         "tokens_per_user": usage.tokens_in / max(1, users.size),

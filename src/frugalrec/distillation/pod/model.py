@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from frugalrec.distillation.pod.encoding import CUE
 from frugalrec.distillation.pod.templates import SEQUENTIAL, TASKS, IdWriter, bare
-from frugalrec.errors import ConfigError
+from frugalrec.errors import ConfigError, DataError
 from frugalrec.llm.next_title import NextTitlePrompt
 
 if TYPE_CHECKING:
@@ -166,7 +166,13 @@ class PodPrompt(NextTitlePrompt):
 
     def shown(self, history: Sequence[str]) -> list[str]:
         """Return the items that the prompt shows, as it shows them."""
-        return [self._items[title] for title in history[-self.window :]]
+        shown = history[-self.window :]
+        if unknown := [title for title in shown if title not in self._items]:
+            raise DataError(
+                f"{unknown[0]!r} is no id that this model was trained with; ground with "
+                "titles=model.writer.answers."
+            )
+        return [self._items[title] for title in shown]
 
     def _asked(self, user: str, history: Sequence[str]) -> str:
         between = f" {self.writer.separator} " if self.writer.separator else " "

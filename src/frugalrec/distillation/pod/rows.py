@@ -98,6 +98,11 @@ class PodRows(Sequence[Row]):
                 start = epoch * STRIDE + config.tasks.index(task) * (STRIDE >> 4)
                 found.append((start + rows).tolist())
             ends.append(len(found))
+        if not found:
+            raise DataError(
+                f"the training rows fill no batch of {config.batch_size}, and published ones are full; "
+                "lower batch_size."
+            )
         return found, ends
 
     def _lengths(self, epoch: int) -> Mapping[str, LongArray]:

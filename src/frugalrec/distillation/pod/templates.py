@@ -120,7 +120,7 @@ class IdWriter:
         for part in parts(TEMPLATES[task][template], users=self.users is not None):
             if part == ITEMS:
                 between = f" {self.separator} " if self.separator else " "
-                said.append(" " + between.join(self.items[item] for item in items))
+                said.append(" " + between.join(self.items[item] for item in items) if len(items) else "")
             elif part == USER and self.users is not None:
                 said.append(f" {self.users[user]}")
             else:

@@ -45,7 +45,8 @@ class PodTrainer:
 
         Args:
             base: The model, causal or encoder-decoder; it is left as it is.
-            split: The folds; test interactions are looked at for one thing only, to drop explanations.
+            split: The folds; test interactions are looked at to drop explanations that give them away, and
+                for the published negatives (`Faults.telling_negatives`).
             ids: How items are written; an `IdWriter` says it of users too.
             out: The model's folder. A killed call with the same arguments goes on where it was, and a
                 finished one is found finished.
@@ -54,7 +55,8 @@ class PodTrainer:
 
         Raises:
             DataError: If ids are of another catalogue, or a task has no sample.
-            ModelError: If the base carries an adapter, or its tokenizer mixes ids with their neighbours.
+            ModelError: If the base carries an adapter, its tokenizer mixes ids with their neighbours, or all
+                weights are to be trained in less than float32, where small steps are lost to rounding.
         """
         require("torch", "llm")
         from frugalrec.distillation.pod.run import PodRun
@@ -63,7 +65,13 @@ class PodTrainer:
         from frugalrec.tuning.processes import is_main, wait
 
         out = Path(out)
-        lm = base if isinstance(base, LocalLM) else LocalLM.load(base)
+        whole = self.config.mode == "joint"
+        lm = base if isinstance(base, LocalLM) else LocalLM.load(base, dtype="float32" if whole else "auto")
+        if whole and lm.dtype != "float32":
+            raise ModelError(
+                f"{lm.model} is loaded in {lm.dtype}, and mode joint trains all weights; load it with "
+                "dtype='float32', or take mode lora+prompt."
+            )
         if lm.adapter is not None:
             raise ModelError(f"{lm.model} carries the adapter {lm.adapter}; train the plain model.")
         writer = write_ids(ids) if isinstance(ids, ItemIds) else ids
@@ -89,9 +97,13 @@ class PodTrainer:
     def _key(self, lm: LocalLM, split: Split, writer: IdWriter, explanations: Explanations | None) -> str:
         from frugalrec.tuning.adapt import versions
 
-        sentences = "" if explanations is None else "\x1f".join(explanations.texts)
-        said = [lm.fingerprint, asdict(self.config), writer.fingerprint, versions(), sentences]
+        told: list[Any] = []
+        if explanations is not None:
+            told = [explanations.users.tolist(), explanations.items.tolist(), explanations.texts]
+        said = [lm.fingerprint, asdict(self.config), writer.fingerprint, versions(), told]
         folds = [split.train.fingerprint, split.valid.fingerprint]
+        if self.config.faults.telling_negatives:
+            folds.append(split.test.fingerprint)
         return hashlib.sha256(json.dumps([*said, *folds, TEMPLATES], default=str).encode()).hexdigest()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from frugalrec.grounding.item_ids.residuals import Quantised, residual_kmeans
+from frugalrec.grounding.item_ids.residuals import Quantised, first_alike, residual_kmeans
 from frugalrec.rng import derive_seed, generator
 from frugalrec.types import DoubleArray
 
@@ -69,7 +69,7 @@ def quantised(
     with torch.no_grad():
         rebuilt, _, codes = network(points)
         left = float((rebuilt - points).square().mean() / points.square().mean().clamp(min=1e-12))
-    return Quantised(codes=codes.numpy(), unexplained=(left,))
+    return Quantised(codes=codes.numpy()[first_alike(vectors)], unexplained=(left,))
 
 
 def _start(network: ResidualAutoencoder, points: Tensor, seed: int) -> None:
