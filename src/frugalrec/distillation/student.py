@@ -201,7 +201,7 @@ def _distil(
         "tokens_taught": sum(len(query.tokens) + len(query.decoder) for query in every),
         "tokens_trained": options.epochs * sum(map(task.length, items)),
         "trained_parameters": sum(p.numel() for p in student.network.parameters() if p.requires_grad),
-        "teacher_adapter": None if teacher.adapter is None else str(teacher.adapter),
+        "teacher_adapter": None if teacher.adapter is None else str(Path(teacher.adapter).resolve()),
         "options": asdict(options),
         "versions": versions(),
     }

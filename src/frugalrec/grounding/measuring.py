@@ -31,7 +31,7 @@ class Cost:
     tokens_in: float
     """Tokens that the model read, copies included."""
     tokens_out: float
-    """Tokens that it appended to prompts."""
+    """Tokens that it appended to prompts and read again: of each text all but the last."""
     p50_ms: float
     """Milliseconds of a call for one user, median."""
     p95_ms: float
