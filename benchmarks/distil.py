@@ -42,7 +42,8 @@ from frugalrec.data.readers.tallrec import PointwiseRows, movie_users, parse_pro
 from frugalrec.distillation.lessons import yes_no_queries
 from frugalrec.distillation.options import DistilOptions
 from frugalrec.distillation.saving import load_student
-from frugalrec.distillation.student import Distilled, beginning, distil_yes_no, start
+from frugalrec.distillation.student import Distilled, distil_yes_no, start
+from frugalrec.distillation.wording import beginning
 from frugalrec.evaluation.pointwise import auc_interval
 from frugalrec.llm.base import PromptGroup
 from frugalrec.llm.kv_prefix import KVPrefix, add_kv_prefix, remove_kv_prefix

@@ -1,7 +1,6 @@
 """`frugalrec distil --head items` and `recommend --student` with what it wrote."""
 
 import json
-import sys
 
 import pytest
 
@@ -9,23 +8,7 @@ pytest.importorskip("peft", reason="needs frugalrec[llm]")
 
 import yaml
 
-from frugalrec.cli import main
 from frugalrec.testing.tiny_models import tiny_llama
-
-
-@pytest.fixture
-def command(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["frugalrec", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-            sys.exit(0)
-        printed = capsys.readouterr()
-        return int(stop.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 def test_a_run_becomes_an_item_head_that_recommends(command, tmp_path):

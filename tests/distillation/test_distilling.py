@@ -18,8 +18,9 @@ from frugalrec.distillation.learning import DistilTask
 from frugalrec.distillation.lessons import Lesson, lessons, title_queries, yes_no_queries
 from frugalrec.distillation.options import DistilOptions
 from frugalrec.distillation.saving import load_student, read_student
-from frugalrec.distillation.student import beginning, distil_titles, distil_yes_no, start
+from frugalrec.distillation.student import distil_titles, distil_yes_no, start
 from frugalrec.distillation.teacher import taught
+from frugalrec.distillation.wording import beginning
 from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.llm.base import PromptGroup
 from frugalrec.llm.kv_prefix import kv_prefix

@@ -7,7 +7,6 @@ forward pass a user, whatever the catalogue's size. It is saved with hashes of a
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from frugalrec.data.examples import Examples
 from frugalrec.distillation.soft_targets import SoftTargets, soft_cross_entropy
 from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.grounding.base import Grounder, Progress
+from frugalrec.grounding.item_ids import catalogue_hash
 from frugalrec.grounding.questions import checked_titles
 from frugalrec.ledger import Usage, measure
 from frugalrec.llm.adapters import network_fingerprint
@@ -261,11 +261,6 @@ def _criterion(targets: NDArray[Any], soft: SoftTargets | None, weight: float) -
         return None
     wanted = torch.from_numpy(targets)
     return lambda logits, rows: soft_cross_entropy(logits, wanted[list(rows)], soft, rows, weight)
-
-
-def catalogue_hash(titles: Sequence[str]) -> str:
-    """Return a hash of all titles in order of item code."""
-    return hashlib.sha256(json.dumps(list(titles)).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

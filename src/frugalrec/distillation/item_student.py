@@ -142,13 +142,8 @@ class ItemStudent(AttentionRecommender):
             max_length=self.max_length,
         )
 
-    def _start(self, network: SequenceNetwork, train: Dataset) -> None:
-        if self.initial == "spectral":
-            from frugalrec.recommenders.spectral import spectral_embeddings
-            from frugalrec.rng import generator
-
-            start = spectral_embeddings(train, self.embedding_size, generator(self.seed, "spectral"))
-            network.items.free.data.copy_(torch.from_numpy(start))  # type: ignore[operator]
+    def _learned_items(self, network: SequenceNetwork) -> Tensor:
+        return network.items.free  # type: ignore[return-value]
 
     def _step(self, network: SequenceNetwork, windows: Windows, train: Dataset) -> StepFunction:
         soft = self.soft

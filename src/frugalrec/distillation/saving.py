@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frugalrec.distillation.student import ADAPTER, Distilled, Prompt, check_same
+from frugalrec.distillation.student import ADAPTER, Distilled, check_same
+from frugalrec.distillation.wording import Prompt
 from frugalrec.errors import ModelError
 from frugalrec.llm.adapters import read_weights
 from frugalrec.llm.kv_prefix import kv_prefix, save_kv_prefix

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, EncoderD
 
 from frugalrec.errors import ModelError
 from frugalrec.llm.queries import decoder_start
-from frugalrec.llm.scoring import finer, gathered_logits
+from frugalrec.llm.scoring import finer, gathered_logits, padded
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
@@ -70,7 +70,7 @@ class PromptTrees:
                 prompt's numbers depend on the longest beside it.
         """
         network, device = lm.network, lm.network.device
-        ids, mask = _padded(prompts, lm.pad_id, device)
+        ids, mask = padded(prompts, lm.pad_id, device)
         own = Cache(layer_class_to_replicate=_Layer)
         if not lm.is_encoder_decoder:
             # Padding stands on the right, where causal attention never looks.
@@ -232,13 +232,6 @@ def _taken(cache: Any, rows: Tensor) -> Any:
     for number, layer in enumerate(cache.layers):
         copy.update(layer.keys[rows], layer.values[rows], number)
     return copy
-
-
-def _padded(rows: Sequence[Sequence[int]], pad: int, device: Any) -> tuple[Tensor, Tensor]:
-    width = max(map(len, rows))
-    ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows])
-    mask = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
-    return ids.to(device), mask.long().to(device)
 
 
 def _counting(shape: torch.Size, device: Any) -> Tensor:

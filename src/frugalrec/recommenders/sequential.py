@@ -100,7 +100,11 @@ class SequentialRecommender(Recommender):
         """Give a new network what it takes from the training data before training."""
         if self.initial == "spectral":
             start = spectral_embeddings(train, self.embedding_size, generator(self.seed, "spectral"))
-            network.items.weight.data.copy_(torch.from_numpy(start))
+            self._learned_items(network).data.copy_(torch.from_numpy(start))
+
+    def _learned_items(self, network: SequenceNetwork) -> Tensor:
+        """Return the vectors of items that are learned, (n_items, embedding_size)."""
+        return network.items.weight
 
     def _step(self, network: SequenceNetwork, windows: Windows, train: Dataset) -> StepFunction:
         """Return the loss of a batch of windows."""

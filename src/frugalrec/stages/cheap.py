@@ -118,6 +118,12 @@ def applicable(config: RunConfig, data: Prepared) -> list[str]:
     return [name for name in config.recommenders.names if numbered or name != "max-id"]
 
 
+def first_stage(run: Run, config: RunConfig, data: Prepared) -> CheapArm:
+    """Return the first stage of a run, its models fitted or found fitted."""
+    arms = [fit_and_evaluate(run, config, data, name) for name in applicable(config, data)]
+    return choose_first_stage(config, arms)
+
+
 def choose_first_stage(config: RunConfig, arms: list[CheapArm]) -> CheapArm:
     """Return the arm whose lists the LLM re-ranks: the named one, or the best on validation."""
     wanted = config.recommenders.first_stage

@@ -14,7 +14,8 @@ from frugalrec.config import DataConfig
 from frugalrec.data.readers.tallrec import PointwiseRows, read_prompts
 from frugalrec.distillation.options import DistilOptions
 from frugalrec.distillation.saving import KINDS
-from frugalrec.distillation.student import Distilled, Prompt, distil_titles, distil_yes_no
+from frugalrec.distillation.student import Distilled, distil_titles, distil_yes_no
+from frugalrec.distillation.wording import Prompt
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.ledger import measure
 from frugalrec.llm.adapters import CONFIG
@@ -122,9 +123,7 @@ def _of_run(request: DistilRequest, options: DistilOptions, progress: Any) -> Di
     with Run(request.source) as run:
         prepared = data.prepare(run, config)
         samples = selection.select_samples(run, config, prepared)
-        names = cheap.applicable(config, prepared)
-        arms = [cheap.fit_and_evaluate(run, config, prepared, name) for name in names]
-        first = cheap.choose_first_stage(config, arms)
+        first = cheap.first_stage(run, config, prepared)
         each = 1 + config.tuning.negatives
         wanted = [-(-n // each) for n in (request.prompts, request.validation_prompts)]
         rest = generator(request.seed, "distillation").permutation(len(samples.candidates))

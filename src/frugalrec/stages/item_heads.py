@@ -149,14 +149,13 @@ def recommend_with_head(folder: Path, histories: Dataset, users: Any, k: int, he
 def _rows(run: Run, config: RunConfig, request: HeadRequest) -> tuple[Prepared, CheapArm, Examples]:
     prepared = data.prepare(run, config)
     samples = selection.select_samples(run, config, prepared)
-    names = cheap.applicable(config, prepared)
-    arms = [cheap.fit_and_evaluate(run, config, prepared, name) for name in names]
+    first = cheap.first_stage(run, config, prepared)
     kept = samples.selection.kept
     rest = generator(request.seed, "distillation", "head").permutation(len(samples.candidates))
     order = np.concatenate([kept, rest[~np.isin(rest, kept)]])[: request.rows]
     rows = samples.candidates.take(np.sort(order))
     filled = np.flatnonzero(np.diff(rows.indptr) > 0)
-    return prepared, cheap.choose_first_stage(config, arms), rows.take(filled)
+    return prepared, first, rows.take(filled)
 
 
 def _lists(config: RunConfig, prepared: Prepared, first: CheapArm, rows: Examples) -> SoftTargets | None:

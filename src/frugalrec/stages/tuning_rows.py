@@ -188,8 +188,6 @@ def from_run(folder: Path, task: str, *, shots: int | None, validation_rows: int
                 "yes/no rows of a run have no validation rows: its valid fold chooses the fusion weight. "
                 "Leave --validation-rows out."
             )
-        names = cheap.applicable(config, prepared)
-        arms = [cheap.fit_and_evaluate(run, config, prepared, name) for name in names]
         prompt = llm.prompt_for(config, prepared.dataset)
-        rows = llm.training_rows(config, prepared, cheap.choose_first_stage(config, arms), kept)
+        rows = llm.training_rows(config, prepared, cheap.first_stage(run, config, prepared), kept)
         return YesNoRows(rows=rows, validation=[], answers=prompt.answers, prompt=asdict(prompt))

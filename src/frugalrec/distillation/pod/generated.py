@@ -69,12 +69,12 @@ def published_lists(
 
     The first word counts, as a whole number; a number that is no item stays in the list as no item, -1.
     """
-    numbers = {int(answer): item for item, answer in enumerate(writer.answers) if answer.isdigit()}
+    numbers = {int(answer): item for item, answer in enumerate(writer.answers) if answer.isdecimal()}
     found = np.full((len(texts), max(map(len, texts), default=0)), PAD, dtype=np.int32)
     for row, said in enumerate(texts):
         for place, text in enumerate(said):
             first = text.split(" ")[0]
-            drawn = rng.integers(len(writer.answers)) if not first.isdigit() else None
+            drawn = rng.integers(len(writer.answers)) if not first.isdecimal() else None
             found[row, place] = numbers.get(int(first), PAD) if drawn is None else drawn
     return found
 
