@@ -36,12 +36,12 @@ class DataConfig(Section):
     """Text encoding of CSV files."""
     members: int = Field(default=600, ge=20)
     """Members of the simulated film club."""
-    split: Literal["auto", "time", "leave-last-out", "given"] = "auto"
+    split: Literal["auto", "time", "user-time", "leave-last-out", "given"] = "auto"
     """`auto`: the publisher's folds where given, else global time, else leave-last-out."""
     valid: float = 0.1
-    """Share of interactions in validation (time split)."""
+    """Share of interactions in validation (`time` and `user-time`)."""
     test: float = 0.1
-    """Share of interactions in test (time split)."""
+    """Share of interactions in test (`time` and `user-time`)."""
     allow: tuple[str, ...] = ()
     """Error-level audit findings to go on with, knowingly."""
 

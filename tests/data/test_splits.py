@@ -56,3 +56,29 @@ def test_a_split_that_cannot_be_made_says_what_is_missing():
     one = Dataset.from_frames(pl.DataFrame({"user": ["a"], "item": ["x"], "time": [1]}), name="t")
     with pytest.raises(DataError, match="leaves the train fold empty"):
         split(one, "time")
+
+
+def test_a_user_time_split_cuts_every_user_in_order_with_at_least_one_a_fold():
+    rows = [(f"u{n}", str(item), 10 * n + item) for n in range(1, 31) for item in range(n)]
+    frame = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+    dataset = Dataset.from_frames(frame, name="t")
+    parts = split(dataset, "user-time", valid=0.2, test=0.3)
+    for user in range(dataset.n_users):
+        n = int(dataset.lengths[user])
+        found = [part.history(user) for part in (parts.train, parts.valid, parts.test)]
+        assert np.concatenate(found).tolist() == dataset.history(user).tolist()
+        if n < 3:
+            assert [len(part) for part in found] == [n, 0, 0]
+            continue
+        assert min(len(part) for part in found) >= 1
+        if n >= 10:
+            assert abs(len(found[1]) - 0.2 * n) <= 0.5
+            assert abs(len(found[2]) - 0.3 * n) <= 0.5
+
+
+def test_a_user_time_split_with_large_shares_leaves_a_training_item():
+    frame = pl.DataFrame({"user": ["u"] * 3, "item": ["a", "b", "c"], "time": [1, 2, 3]})
+    parts = split(Dataset.from_frames(frame, name="t"), "user-time", valid=0.45, test=0.5)
+    assert (parts.train.n, parts.valid.n, parts.test.n) == (1, 1, 1)
+    with pytest.raises(ConfigError, match=r"valid=0.6 and test=0.5"):
+        split(cycle_dataset(), "user-time", valid=0.6, test=0.5)

@@ -30,7 +30,7 @@ Allow = Annotated[
     list[str] | None,
     typer.Option("--allow", metavar="NAME", help="Go on in spite of this audit finding, knowingly."),
 ]
-SplitName = Annotated[str, typer.Option("--split", help="auto, time, leave-last-out or given.")]
+SplitName = Annotated[str, typer.Option("--split", help="auto, time, user-time, leave-last-out or given.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines on standard output.")]
 
 

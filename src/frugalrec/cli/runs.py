@@ -63,7 +63,9 @@ def run(
     time_unit: Annotated[
         str | None, typer.Option("--time-unit", help="Unit of the time column: auto, s or ms.")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="auto, time, leave-last-out or given.")] = None,
+    split: Annotated[
+        str | None, typer.Option("--split", help="auto, time, user-time, leave-last-out or given.")
+    ] = None,
     allow: options.Allow = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Seed of every random stream.")] = None,
     set_: Settings = None,

@@ -1,4 +1,4 @@
-"""Splits: global time (default), leave-last-out, or the publisher's own."""
+"""Splits: global time (default), each user's own last part or last item, or the publisher's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from frugalrec.data.dataset import Dataset, concatenate
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.types import IntArray
 
-SplitMethod = Literal["auto", "time", "leave-last-out", "given"]
+SplitMethod = Literal["auto", "time", "user-time", "leave-last-out", "given"]
 Fold = Literal["valid", "test"]
 TRAIN, VALID, TEST = 0, 1, 2
 
@@ -53,12 +53,14 @@ def split(
 
     Args:
         dataset: The data set.
-        method: `time` cuts all interactions at two instants; `leave-last-out` takes each user's
-            last item for test and the one before for validation (users with fewer than three keep
-            all in train); `given` takes `dataset.folds`; `auto` is `given` where folds exist, else
-            `time` where times exist, else `leave-last-out`.
-        valid: Share of interactions in validation (time split only).
-        test: Share of interactions in test (time split only).
+        method: `time` cuts all interactions at two instants; `user-time` cuts each user's own, in
+            their order; `leave-last-out` takes each user's last item for test and the one before for
+            validation; `given` takes `dataset.folds`; `auto` is `given` where folds exist, else
+            `time` where times exist, else `leave-last-out`. All but `time` show a model what others
+            did later. Where users are cut one by one, those with fewer than three interactions keep
+            all in train, and the others have at least one in each fold.
+        valid: Share of interactions in validation (`time` and `user-time`).
+        test: Share of interactions in test (`time` and `user-time`).
 
     Raises:
         ConfigError: If a share is out of range.
@@ -76,10 +78,12 @@ def split(
         folds = dataset.folds
     elif method == "time":
         folds = _by_time(dataset, valid, test)
+    elif method == "user-time":
+        folds = _by_user(dataset, *_checked(valid, test))
     elif method == "leave-last-out":
-        folds = _leave_last_out(dataset)
+        folds = _by_user(dataset, 0.0, 0.0)
     else:
-        raise ConfigError(f"unknown split {method!r}; choose auto, time, leave-last-out or given.")
+        raise ConfigError(f"unknown split {method!r}; choose auto, time, user-time, leave-last-out or given.")
     parts = [dataset.where(folds == fold, name=dataset.name) for fold in (TRAIN, VALID, TEST)]
     for part, label in zip(parts, ("train", "valid", "test"), strict=True):
         if part.n == 0:
@@ -93,8 +97,7 @@ def _by_time(dataset: Dataset, valid: float, test: float) -> NDArray[np.int8]:
             f"{dataset.name}: a time split needs timestamps, and the data have none. "
             f"Map a time column, or use --split leave-last-out."
         )
-    if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
-        raise ConfigError(f"valid={valid} and test={test} must be above 0 and sum to less than 1.")
+    _checked(valid, test)
     ordered = np.sort(dataset.times)
     # Interactions at the same instant stay together: the cut falls before the first of them.
     first_valid = ordered[int(dataset.n * (1 - valid - test))]
@@ -105,10 +108,22 @@ def _by_time(dataset: Dataset, valid: float, test: float) -> NDArray[np.int8]:
     return folds
 
 
-def _leave_last_out(dataset: Dataset) -> NDArray[np.int8]:
-    from_end = np.repeat(dataset.indptr[1:], dataset.lengths) - np.arange(dataset.n)  # 1 = last
-    enough = np.repeat(dataset.lengths >= 3, dataset.lengths)
-    folds = np.zeros(dataset.n, dtype=np.int8)
-    folds[enough & (from_end == 2)] = VALID
-    folds[enough & (from_end == 1)] = TEST
+def _by_user(dataset: Dataset, valid: float, test: float) -> NDArray[np.int8]:
+    """Return the folds that cut each user's interactions, at least one a fold where there are three."""
+    lengths = dataset.lengths
+    n_test = np.maximum(1, np.floor(lengths * test + 0.5).astype(np.int64))
+    n_valid = np.maximum(1, np.floor(lengths * valid + 0.5).astype(np.int64))
+    n_valid = np.minimum(n_valid, np.maximum(1, lengths - n_test - 1))
+    n_test = np.minimum(n_test, np.maximum(1, lengths - n_valid - 1))
+    from_end = np.repeat(dataset.indptr[1:], lengths) - np.arange(dataset.n)  # 1 = last
+    folds = np.full(dataset.n, TRAIN, dtype=np.int8)
+    folds[from_end <= np.repeat(n_test + n_valid, lengths)] = VALID
+    folds[from_end <= np.repeat(n_test, lengths)] = TEST
+    folds[np.repeat(lengths < 3, lengths)] = TRAIN
     return folds
+
+
+def _checked(valid: float, test: float) -> tuple[float, float]:
+    if not (0 < valid < 1 and 0 < test < 1 and valid + test < 1):
+        raise ConfigError(f"valid={valid} and test={test} must be above 0 and sum to less than 1.")
+    return valid, test
