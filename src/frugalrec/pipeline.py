@@ -8,7 +8,7 @@ from frugalrec.config import RunConfig
 from frugalrec.reporting import write
 from frugalrec.reporting.document import Report
 from frugalrec.runs import Observer, Run, storage_errors
-from frugalrec.stages import cheap, data, llm, results, selection
+from frugalrec.stages import allocating, asking, cheap, data, llm, results, selection
 
 
 def run_pipeline(
@@ -53,9 +53,11 @@ def run_pipeline(
             samples = selection.select_samples(run, config, prepared)
             tuned = llm.tune(run, config, prepared, first, samples, model)
 
-            # allocation: which test users get the LLM; grounding: re-rank their candidates
-            allocation = llm.allocate_users(config, prepared)
-            served = llm.serve(run, config, prepared, first, samples, tuned, allocation, model)
+            # grounding: re-rank the candidates of calibration users, who choose the LLM's weight;
+            # allocation: which test users get the LLM; then re-rank theirs
+            known = asking.calibrate(run, config, prepared, first, tuned, model)
+            allocation = allocating.allocate_users(config, prepared)
+            served = asking.serve(run, config, prepared, first, samples, tuned, known, allocation, model)
 
         # evaluation: every arm and every control over the same users; reporting
         report = results.assemble(run, config, prepared, arms, first, served, command)

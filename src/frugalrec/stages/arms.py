@@ -13,9 +13,9 @@ from frugalrec.grounding.fusion import fuse
 from frugalrec.ledger import Prices
 from frugalrec.reporting.document import ArmCost, Kind
 from frugalrec.rng import generator
+from frugalrec.stages.asking import TUNED, Served, Variant
 from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.data import Prepared
-from frugalrec.stages.llm import TUNED, Served, Variant
 from frugalrec.types import Evaluation, Ranking
 
 ORACLE = "oracle"

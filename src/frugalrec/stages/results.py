@@ -33,10 +33,10 @@ from frugalrec.reporting.document import (
 from frugalrec.runs import Run
 from frugalrec.stages.arms import Candidate, cheap_arm, llm_arms
 from frugalrec.stages.artefacts import load_json
+from frugalrec.stages.asking import TUNED, Served, Variant
 from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.choice import selection_facts
 from frugalrec.stages.data import Prepared
-from frugalrec.stages.llm import TUNED, Served, Variant
 
 PACKAGES = ("numpy", "scipy", "polars", "implicit", "torch", "transformers", "peft")
 GROUPS = 10

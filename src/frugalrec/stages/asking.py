@@ -1,0 +1,246 @@
+"""Asking the LLM about candidates: calibration users first, then the users that allocation routed to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from frugalrec.config import RunConfig
+from frugalrec.data.dataset import Dataset
+from frugalrec.data.splits import Fold
+from frugalrec.errors import ConfigError
+from frugalrec.evaluation.evaluate import evaluate_ranking
+from frugalrec.grounding.answers import AnswerCache
+from frugalrec.grounding.candidates import CandidateReranker
+from frugalrec.grounding.fusion import WeightChoice, choose_weight, fuse
+from frugalrec.ledger import Meter
+from frugalrec.llm.prompts import RerankPrompt
+from frugalrec.rng import generator
+from frugalrec.runs import Run, Stage
+from frugalrec.stages.artefacts import load_arrays, load_json, save_arrays
+from frugalrec.stages.cheap import CheapArm
+from frugalrec.stages.data import Prepared
+from frugalrec.stages.llm import OpenModel, prompt_for, prompt_key
+from frugalrec.stages.selection import Samples
+from frugalrec.types import Adapter, Allocation, FloatArray, IntArray, Ranking
+
+if TYPE_CHECKING:
+    from frugalrec.llm.local import LocalLM
+
+ZERO_SHOT, TUNED = "zero-shot", "tuned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """One way to use the LLM (zero-shot or tuned), with its answers on calibration users."""
+
+    name: str
+    loaded: Loaded
+    rows: IntArray
+    """Rows of the first stage's validation ranking that belong to calibration users."""
+    odds: FloatArray
+    """Log-odds of their candidates, (n, m)."""
+    choice: WeightChoice
+    """The fusion weight that they chose."""
+    stage: Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to use the LLM, with its answers on both folds."""
+
+    name: str
+    odds: FloatArray
+    """Log-odds of the routed test users' candidates, (n_routed, m)."""
+    choice: WeightChoice
+    """The fusion weight that calibration users chose."""
+    valid: Stage
+    test: Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """Everything the LLM contributed to the run."""
+
+    variants: Mapping[str, Variant]
+    allocation: Allocation
+    rows: IntArray
+    """Rows of the first stage's test ranking that belong to routed users."""
+    samples: Samples
+    adapter: Adapter | None
+    tuning: Stage | None
+    model_key: str
+    calibration_users: int
+
+
+def calibrate(
+    run: Run,
+    config: RunConfig,
+    data: Prepared,
+    first: CheapArm,
+    tuned: tuple[Stage, Adapter] | None,
+    model: OpenModel,
+) -> dict[str, Calibration]:
+    """Re-rank calibration users, drawn from validation, and let them choose the fusion weight.
+
+    Returns:
+        The ways to use the LLM by name; the last one is the one that allocation decides about.
+    """
+    rows = _calibration_rows(config, first)
+    names = [ZERO_SHOT] * config.llm.zero_shot + [TUNED] * (tuned is not None)
+    found = {}
+    for name in names or [ZERO_SHOT]:
+        loaded = Loaded(model, tuned[1] if tuned is not None and name == TUNED else None)
+        stage, odds = _ask(run, config, data, first, "valid", rows, name, loaded)
+        choice = _choose(config, data, first.rankings["valid"].take(rows), odds)
+        found[name] = Calibration(name=name, loaded=loaded, rows=rows, odds=odds, choice=choice, stage=stage)
+    return found
+
+
+def serve(
+    run: Run,
+    config: RunConfig,
+    data: Prepared,
+    first: CheapArm,
+    samples: Samples,
+    tuned: tuple[Stage, Adapter] | None,
+    calibrated: Mapping[str, Calibration],
+    allocation: Allocation,
+    model: OpenModel,
+) -> Served:
+    """Re-rank the test users that allocation routed to the LLM."""
+    rows = np.flatnonzero(np.isin(first.rankings["test"].users, allocation.users[allocation.routed]))
+    variants = {}
+    for name, known in calibrated.items():
+        stage, odds = _ask(run, config, data, first, "test", rows, name, known.loaded)
+        variants[name] = Variant(name=name, odds=odds, choice=known.choice, valid=known.stage, test=stage)
+    return Served(
+        variants=variants,
+        allocation=allocation,
+        rows=rows.astype(np.int32),
+        samples=samples,
+        adapter=None if tuned is None else tuned[1],
+        tuning=None if tuned is None else tuned[0],
+        model_key=model.key,
+        calibration_users=int(next(iter(calibrated.values())).rows.size),
+    )
+
+
+def rerank_live(folder: Path, histories: Dataset, ranking: Ranking, student: Path | None = None) -> Ranking:
+    """Re-rank lists with what a finished run left: its tuned model and its fusion weight.
+
+    Args:
+        folder: The run's folder.
+        histories: What is known of the users.
+        ranking: Their lists.
+        student: Ask with this distilled prompt (`frugalrec distil`) instead of the run's words.
+    """
+    import yaml
+
+    report = load_json(folder / "report.json")
+    config = RunConfig.model_validate(yaml.safe_load(report["config_yaml"]))
+    adapter = folder / "tuning" / "adapter"
+    llm, prompt = _asked_with(config, histories, adapter if adapter.is_dir() else None, student)
+    head = Ranking(
+        users=ranking.users,
+        items=ranking.items[:, : config.llm.candidates],
+        scores=ranking.scores[:, : config.llm.candidates],
+    )
+    odds, _ = CandidateReranker(llm, prompt).score(histories, head)
+    return fuse(ranking, odds, float(report["weights"]["chosen"]), config.llm.candidates)
+
+
+def _asked_with(
+    config: RunConfig, histories: Dataset, adapter: Path | None, student: Path | None
+) -> tuple[LocalLM, RerankPrompt]:
+    """Return the model and the prompt of a run, or those of a student."""
+    if student is None:
+        return OpenModel(config.llm).load(adapter), prompt_for(config, histories)
+    from frugalrec.distillation.saving import load_student, read_student
+
+    own = {} if read_student(student).evidence["options"]["mode"] == "lora" else {"adapter": adapter}
+    lm, prompt = load_student(student, config.llm.model, dtype=config.llm.dtype, **own)
+    if not isinstance(prompt, RerankPrompt):
+        raise ConfigError(
+            f"{student} was distilled from another kind of prompt than a run's; distil the run."
+        )
+    return lm, prompt
+
+
+class Loaded:
+    """The model with one adapter, loaded on first use and shared by both folds."""
+
+    def __init__(self, model: OpenModel, adapter: Adapter | None) -> None:
+        self.model, self.adapter = model, adapter
+
+    @cached_property
+    def llm(self) -> LocalLM:
+        """Return the model."""
+        return self.model.base if self.adapter is None else self.model.load(self.adapter.path)
+
+    @property
+    def key(self) -> list[str | None]:
+        """Return what identifies the weights and the adapter."""
+        return [self.model.key, None if self.adapter is None else self.adapter.sha256]
+
+
+def _ask(
+    run: Run,
+    config: RunConfig,
+    data: Prepared,
+    first: CheapArm,
+    fold: Fold,
+    rows: Any,
+    name: str,
+    loaded: Loaded,
+) -> tuple[Stage, FloatArray]:
+    """Ask the LLM about the candidates of some users; a killed run asks nothing twice."""
+    ranking = first.rankings[fold].take(rows)
+    depth = config.llm.candidates
+    head = Ranking(users=ranking.users, items=ranking.items[:, :depth], scores=ranking.scores[:, :depth])
+    stage_name = f"llm/{fold}-{name}"
+
+    def build(folder: Path, meter: Meter) -> None:
+        reranker = CandidateReranker(loaded.llm, prompt_for(config, data.dataset))
+        odds, _ = reranker.score(
+            data.split.history(fold),
+            head,
+            progress=lambda done, total: run.observer.progressed(stage_name, done, total),
+            cache=folder / "answers.sqlite",
+        )
+        with AnswerCache(folder / "answers.sqlite") as cache:
+            meter.add(cache.spent())  # killed attempts included
+        save_arrays(folder / "odds.npz", users=head.users, items=head.items, odds=odds)
+
+    key = {
+        "first": first.stage.hash,
+        "model": loaded.key,
+        "users": head.users.tolist(),
+        "depth": depth,
+        "prompt": prompt_key(config),
+        "dtype": config.llm.dtype,
+    }
+    stage = run.stage(stage_name, key, build)
+    return stage, load_arrays(stage.path / "odds.npz")["odds"]
+
+
+def _choose(config: RunConfig, data: Prepared, ranking: Ranking, odds: FloatArray) -> WeightChoice:
+    primary = config.evaluation.primary
+    history, targets = data.split.history("valid"), data.split.targets("valid")
+
+    def value(weight: float) -> float:
+        fused = fuse(ranking, odds, weight, config.llm.candidates)
+        return evaluate_ranking("fused", fused, targets, [primary], seen=history).mean(primary)
+
+    return choose_weight(config.llm.weights, value)
+
+
+def _calibration_rows(config: RunConfig, first: CheapArm) -> Any:
+    users = first.rankings["valid"].users
+    order = generator(config.seed, "calibration").permutation(users.size)
+    return np.sort(order[: config.llm.calibration_users])
