@@ -14,7 +14,8 @@ items are ranked but for the user's own history. Rows, `--seeds` each where ther
 - `student`: the same, taught by the teacher too;
 - `pod, published`: a T5 of random weights trained on the sequential task by `legacy.published` (all faults
   but the leaked numbers), asked by 20 free beams; `pod`: the same network, vectors and tasks repaired, random
-  numbers, 20 beams over the trie. No pretrained T5 is used, so these rows are smaller than the paper's.
+  numbers, 20 beams over the trie; `discrete`: as `pod`, but trained and asked in words, without vectors. No
+  pretrained T5 is used, so these rows are smaller than the paper's.
 
 A learning model's `cpu_ms` is what it takes to rank the catalogue for one user, in batches. Every fit
 keeps a checkpoint below `--folder`, so that a killed run goes on. Intervals are over users, paired.
@@ -67,7 +68,9 @@ PUBLISHED = {
     "amazon-sports": {"TIGER": (0.0264, 0.0181, 0.0400, 0.0225)},
 }
 RESAMPLES = 2_000
-ARMS = ["words", "taught", "pod, published", "pod"]
+PODS = {"pod, published": "published", "pod": "repaired", "discrete": "discrete"}
+"""Rows of generative models -> how they are trained."""
+ARMS = ["words", "taught", *PODS]
 """Rows that can be left out."""
 
 
@@ -155,7 +158,12 @@ class Work:
             return SoftTargets(items=held["items"], probabilities=held["probabilities"])
 
     def pod(self, seed: int, kind: str) -> PodModel:
-        """A generative model, trained from random weights: `published`, faults and all, or `repaired`."""
+        """A generative model, trained from random weights, with the network and data of its seed.
+
+        Args:
+            seed: Seed.
+            kind: `published`, faults and all; `repaired`; or `discrete`, the same in words alone.
+        """
         options, train = self.options, self.parts.train
         folder = options.folder / options.data
         ids = random_numbers(train.item_ids, seed=seed)
@@ -171,7 +179,8 @@ class Work:
                 warnings.simplefilter("ignore", UserWarning)
                 config = published(name, weights={"sequential": 1.0}, epochs=options.pod_epochs, seed=seed)
         else:
-            config = PodConfig(weights={"sequential": 1.0}, epochs=options.pod_epochs, seed=seed)
+            mode: Any = "discrete" if kind == "discrete" else "joint"
+            config = PodConfig(mode=mode, weights={"sequential": 1.0}, epochs=options.pod_epochs, seed=seed)
         out = folder / f"pod-{kind}-{base.name}-{options.pod_epochs}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
@@ -293,7 +302,7 @@ def judge(work: Work, table: Table) -> None:
         table.add("student, words", [scored(work.student(seed, None)) for seed in options.seeds])
     if "taught" in options.arms:
         table.add("student", [scored(work.student(seed, work.soft)) for seed in options.seeds])
-    for kind, arm in (("published", "pod, published"), ("repaired", "pod")):
+    for arm, kind in PODS.items():
         if arm in options.arms:
             table.add(arm, [work.written(seed, kind) for seed in options.seeds])
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frugalrec.distillation.pod.model import ADAPTER, MANIFEST, MODEL, PROMPT, ROWS, PodModel
+from frugalrec.distillation.pod.model import ADAPTER, MANIFEST, MODEL, PROMPT, ROWS, TRAINS_ALL, PodModel
 from frugalrec.distillation.pod.templates import IdWriter
 from frugalrec.errors import ModelError
 from frugalrec.llm.models import sha256_of
@@ -48,7 +48,7 @@ def load_pod(
     Args:
         folder: Where `PodTrainer.fit` wrote it.
         writer: How users and items are written; the one it was trained with.
-        base: Where the base model is; default: what the folder says. A `joint` model needs none.
+        base: Where the base model is; default: what the folder says. Modes that train all weights need none.
         dtype: See `LocalLM.load`.
         device: See `LocalLM.load`.
 
@@ -56,6 +56,7 @@ def load_pod(
         ModelError: If a file is missing or damaged, or base model, vocabulary, catalogue or ids are others.
     """
     from frugalrec.llm.local import LocalLM
+    from frugalrec.llm.prompt_vectors import vocabulary_hash
 
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -64,14 +65,16 @@ def load_pod(
         if not (folder / name).is_file() or sha256_of(folder / name) != known:
             raise ModelError(f"{folder / name} is missing or differs from what was written; train again.")
     mode = manifest["config"]["mode"]
-    source = folder / MODEL if mode == "joint" else base or manifest["base"]["source"]
+    source = folder / MODEL if mode in TRAINS_ALL else base or manifest["base"]["source"]
     lm = LocalLM.load(
         source,
         adapter=folder / ADAPTER if mode == "lora+prompt" else None,
-        prompt=folder / PROMPT,
+        prompt=None if mode == "discrete" else folder / PROMPT,
         dtype=dtype,
         device=device,
     )
+    if mode == "discrete" and vocabulary_hash(lm.tokenizer) != manifest["vocabulary"]:
+        raise ModelError(f"{source} holds another vocabulary than the one trained with; train again.")
     restore(lm, manifest, folder)
     if manifest["config"]["faults"]["no_cross_mask"]:
         warnings.warn(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from frugalrec.distillation.pod.encoding import CUE
-from frugalrec.distillation.pod.templates import SEQUENTIAL, TASKS, IdWriter, bare
+from frugalrec.distillation.pod.templates import SEQUENTIAL, TASKS, IdWriter, asked
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.llm.next_title import NextTitlePrompt
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 MANIFEST = "frugalrec_pod.json"
 MODEL, ADAPTER, PROMPT, ROWS = "model", "adapter", "prompt", "whole_word.safetensors"
-Mode = Literal["joint", "lora+prompt", "prompt-only", "prefix-kv"]
+Mode = Literal["joint", "lora+prompt", "prompt-only", "prefix-kv", "discrete"]
+TRAINS_ALL: tuple[Mode, ...] = ("joint", "discrete")
+"""Modes that train all weights, and so keep a whole model."""
 Start = Literal["words", "vocabulary", "uniform"]
 Mean = Literal["rows", "tokens"]
 Choice = Literal["loss", "ndcg"]
@@ -53,7 +55,8 @@ class PodConfig:
 
     mode: Mode = "joint"
     """`joint` trains all weights, `lora+prompt` LoRA matrices and vectors, `prompt-only` vectors alone,
-    `prefix-kv` the keys and values of one task's opening words (causal networks)."""
+    `prefix-kv` the keys and values of one task's opening words (causal networks). `discrete` has no vectors:
+    all weights are trained on worded templates alone, and asked in words; what POD is compared with."""
     n_vectors: int = 10
     """P: learned vectors of a task."""
     start: Start = "words"
@@ -118,11 +121,7 @@ class PodConfig:
             raise ConfigError(f"POD: learning_rate must lie between 0 and 1, not {self.learning_rate}.")
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"POD: patience must be at least 1, not {self.patience}.")
-        if self.mode == "prefix-kv" and (len(self.weights) > 1 or self.whole_word):
-            raise ConfigError(
-                "POD: a prefix of keys and values belongs to one task, and has no whole-word rows; train one "
-                "model a task, or another mode."
-            )
+        self._check_mode()
         most = 1 + max(self.window, self.negatives + 1 if "top-n" in self.weights else 1)
         if self.whole_word and self.max_entities <= most:
             raise ConfigError(
@@ -130,20 +129,45 @@ class PodConfig:
                 f"{self.max_entities}."
             )
 
+    def _check_mode(self) -> None:
+        """Check that the mode knows all that is asked for."""
+        if self.mode == "prefix-kv" and (len(self.weights) > 1 or self.whole_word):
+            raise ConfigError(
+                "POD: a prefix of keys and values belongs to one task, and has no whole-word rows; train one "
+                "model a task, or another mode."
+            )
+        if self.worded and (self.whole_word or self.prompt_learning_rate is not None):
+            raise ConfigError(
+                "POD: mode discrete has no learned vectors, behind which whole-word rows begin and which may "
+                "have a rate of their own; leave whole_word and prompt_learning_rate out, or take mode joint."
+            )
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """The tasks that are trained."""
         return tuple(task for task in TASKS if task in self.weights)
 
+    @property
+    def worded(self) -> bool:
+        """Whether words are all there is; see `templates.asked`."""
+        return self.mode == "discrete"
+
 
 @dataclass(frozen=True, kw_only=True)
 class PodPrompt(NextTitlePrompt):
-    """The bare form of the sequential task, for grounders: titles are the answers of an `IdWriter`."""
+    """How a trained model is asked; for grounders, that is: titles are the answers of an `IdWriter`."""
 
     writer: IdWriter
-    task_opening: str
-    """The text of the task's learned vectors."""
+    task: str = SEQUENTIAL
+    template: int
+    """Number of the template; see `templates.asked`."""
+    task_opening: str = ""
+    """The text of the task's learned vectors, if there are any."""
     cue: str = ""
+
+    def written(self, user: int | None, items: Sequence[int]) -> str:
+        """Return the prompt for a user code and item codes; see `IdWriter.text`."""
+        return f"{self.task_opening}{self.writer.text(self.task, self.template, user, items)}{self.cue}"
 
     def question(self, history: Sequence[str]) -> str:
         """Return the prompt for some answers, oldest first.
@@ -153,12 +177,11 @@ class PodPrompt(NextTitlePrompt):
         """
         if self.writer.users is not None and history:
             raise ConfigError("these prompts name the user; ask with question_of, or train without users.")
-        return self._asked("", history)
+        return self.written(None, self._items_of(history))
 
     def question_of(self, user: int, history: Sequence[str]) -> str:
         """Return the prompt for a user."""
-        said = "" if self.writer.users is None else f" {self.writer.users[user]}"
-        return self._asked(said, history)
+        return self.written(user, self._items_of(history))
 
     def answer(self, title: str) -> str:
         """Return what is written for an item."""
@@ -166,27 +189,25 @@ class PodPrompt(NextTitlePrompt):
 
     def shown(self, history: Sequence[str]) -> list[str]:
         """Return the items that the prompt shows, as it shows them."""
+        return [self.writer.items[item] for item in self._items_of(history)]
+
+    def _items_of(self, history: Sequence[str]) -> list[int]:
         shown = history[-self.window :]
-        if unknown := [title for title in shown if title not in self._items]:
+        if unknown := [title for title in shown if title not in self._codes]:
             raise DataError(
                 f"{unknown[0]!r} is no id that this model was trained with; ground with "
                 "titles=model.writer.answers."
             )
-        return [self._items[title] for title in shown]
-
-    def _asked(self, user: str, history: Sequence[str]) -> str:
-        between = f" {self.writer.separator} " if self.writer.separator else " "
-        items = f" {between.join(self.shown(history))}" if history else ""
-        return f"{self.task_opening}{user}{items}{self.cue}"
+        return [self._codes[title] for title in shown]
 
     @cached_property
-    def _items(self) -> Mapping[str, str]:
-        return dict(zip(self.writer.answers, self.writer.items, strict=True))
+    def _codes(self) -> Mapping[str, int]:
+        return {answer: item for item, answer in enumerate(self.writer.answers)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PodModel:
-    """A trained model: a `LocalLM` that reads learned prompts, and how to ask it."""
+    """A trained model: a `LocalLM` that reads learned prompts, or words, and how to ask it."""
 
     lm: LocalLM
     writer: IdWriter
@@ -210,25 +231,30 @@ class PodModel:
             raise ConfigError(f"the model knows the tasks {', '.join(openings)}, not {task!r}.")
         return openings[task]
 
+    def prompt_of(self, task: str) -> PodPrompt:
+        """Return how the model is asked for a task."""
+        config = self.manifest["config"]
+        return PodPrompt(
+            writer=self.writer,
+            task=task,
+            template=asked(task, worded=config["mode"] == "discrete"),
+            task_opening=self.opening(task),
+            cue="" if self.lm.is_encoder_decoder else CUE,
+            window=int(config["window"]),
+        )
+
     def question(self, task: str, user: int, items: Sequence[int]) -> str:
-        """Return the prompt of a task in its bare form.
+        """Return the prompt of a task, as validation and inference use it.
 
         Args:
             task: Its name.
             user: User code; not written where the writer has no users.
             items: Item codes: a history, oldest first (its last items are taken), candidates, or one item.
         """
-        if task == SEQUENTIAL:
-            items = items[-int(self.manifest["config"]["window"]) :]
-        cue = "" if self.lm.is_encoder_decoder else CUE
-        return f"{self.opening(task)}{self.writer.text(task, bare(task), user, items)}{cue}"
+        prompt = self.prompt_of(task)
+        return prompt.written(user, items[-prompt.window :] if task == SEQUENTIAL else items)
 
     @property
     def prompt(self) -> PodPrompt:
         """The sequential task for grounders, with ``titles=model.writer.answers``."""
-        return PodPrompt(
-            writer=self.writer,
-            task_opening=self.opening(SEQUENTIAL),
-            cue="" if self.lm.is_encoder_decoder else CUE,
-            window=int(self.manifest["config"]["window"]),
-        )
+        return self.prompt_of(SEQUENTIAL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -72,16 +72,16 @@ class PodRows(Sequence[Row]):
         return taken[0] if passes == 1 else _joined(taken)
 
     def _pass(self, task: str, number: int) -> Draw:
-        seed = self.config.seed
+        config = self.config
+        given: dict[str, Any] = {"seed": config.seed, "epoch": number, "worded": config.worded}
         if task == SEQUENTIAL:
-            found = sequential_draw(self.train, window=self.config.window, seed=seed, epoch=number)
+            found = sequential_draw(self.train, window=config.window, **given)
         elif task == EXPLANATION:
             if self.explanations is None:
                 raise DataError("the task of explanations needs explanations; give some, or leave it out.")
-            found = explanation_draw(self.explanations, seed=seed, epoch=number)
+            found = explanation_draw(self.explanations, **given)
         else:
-            negatives = self.config.negatives
-            found = top_n_draw(self.train, negatives=negatives, seed=seed, epoch=number, met=self.met)
+            found = top_n_draw(self.train, negatives=config.negatives, met=self.met, **given)
         if not len(found):
             raise DataError(
                 f"the training data hold no sample of the task {task}: its users have too few items."

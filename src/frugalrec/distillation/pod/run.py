@@ -11,7 +11,7 @@ import numpy as np
 from frugalrec.data.dataset import concatenate
 from frugalrec.distillation.pod.encoding import Encoder, Row
 from frugalrec.distillation.pod.loading import drop_cross_mask
-from frugalrec.distillation.pod.model import PodConfig
+from frugalrec.distillation.pod.model import TRAINS_ALL, PodConfig
 from frugalrec.distillation.pod.rows import PodRows, RowWeights
 from frugalrec.distillation.pod.samples import Draw, next_items, unmet_items
 from frugalrec.distillation.pod.templates import (
@@ -22,7 +22,7 @@ from frugalrec.distillation.pod.templates import (
     TOP_N,
     USER,
     IdWriter,
-    bare,
+    asked,
 )
 from frugalrec.rng import generator
 from frugalrec.tuning.base import Progress
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from frugalrec.data.readers.p5 import Explanations
     from frugalrec.data.splits import Split
     from frugalrec.llm.local import LocalLM
+    from frugalrec.llm.prompt_vectors import TaskPrompt
 
 
 class PodRun:
@@ -119,31 +120,38 @@ class PodRun:
 
     def _prepare(self) -> dict[str, str]:
         """Give the copy its learned prompt, say what is trained, and return what prompts begin with."""
-        from frugalrec.llm.prompt_vectors import TaskPrompt, add_prompt, token_embeddings
+        from frugalrec.llm.prompt_vectors import add_prompt
         from frugalrec.tuning import lora
 
         config, lm = self.config, self.lm
         if config.mode == "prefix-kv":
             return self._prefix()
-        if config.start == "words":
-            words = {task: _all_words(task) for task in config.tasks}
-            prompt = TaskPrompt.from_words(lm, words, config.n_vectors)
-        elif config.start == "vocabulary":
-            prompt = TaskPrompt.from_vocabulary(lm, config.tasks, config.n_vectors, seed=config.seed)
-        else:
-            width = token_embeddings(lm).shape[1]
-            prompt = TaskPrompt.uniform(config.tasks, config.n_vectors, width, seed=config.seed)
+        prompt = None if config.worded else self._vectors()
         if config.mode == "lora+prompt":
             options: dict[str, Any] = {"targets": config.targets, "seed": config.seed}
             lm.network = lora.add_lora(
                 lm.network, rank=config.rank, alpha=config.alpha, dropout=config.dropout, **options
             )
         else:
-            lm.network.requires_grad_(config.mode == "joint")
-        add_prompt(lm, prompt)
+            lm.network.requires_grad_(config.mode in TRAINS_ALL)
+        if prompt is not None:
+            add_prompt(lm, prompt)
         if config.faults.no_cross_mask:
             drop_cross_mask(lm.network)
-        return {task: prompt.text(task) for task in config.tasks}
+        return {task: "" if prompt is None else prompt.text(task) for task in config.tasks}
+
+    def _vectors(self) -> TaskPrompt:
+        """Return the learned vectors at their start."""
+        from frugalrec.llm.prompt_vectors import TaskPrompt, token_embeddings
+
+        config, lm = self.config, self.lm
+        if config.start == "words":
+            words = {task: _all_words(task) for task in config.tasks}
+            return TaskPrompt.from_words(lm, words, config.n_vectors)
+        if config.start == "vocabulary":
+            return TaskPrompt.from_vocabulary(lm, config.tasks, config.n_vectors, seed=config.seed)
+        width = token_embeddings(lm).shape[1]
+        return TaskPrompt.uniform(config.tasks, config.n_vectors, width, seed=config.seed)
 
     def _prefix(self) -> dict[str, str]:
         """Let the network begin with learned keys and values, which stand for the task's words."""
@@ -210,14 +218,15 @@ class PodRun:
         return groups if not others else [{"params": others}, *groups]
 
     def _validation(self) -> tuple[list[Row], list[list[IntArray]]]:
-        """Return rows of held-out items in bare prompts, always the same, and what they are ranked among."""
+        """Return rows of held-out items, asked as at inference, and what they are ranked among."""
         config, split = self.config, self.split
         users = split.users("valid")
         if not config.validation_users or not users.size:
             return [], []
         chosen = generator(config.seed, "pod", "validation-users").permutation(users.size)
         users = np.sort(users[chosen[: config.validation_users]])
-        draw = next_items(split.train, split.valid, users, window=config.window, template=bare(SEQUENTIAL))
+        template = asked(SEQUENTIAL, worded=config.worded)
+        draw = next_items(split.train, split.valid, users, window=config.window, template=template)
         among = None
         if config.choose_by == "ndcg" or TOP_N in config.tasks:
             stream = ("pod", "validation-negatives")
@@ -228,20 +237,20 @@ class PodRun:
         for task in config.tasks:
             if task == EXPLANATION:
                 continue
-            found = draw if among is None or task == SEQUENTIAL else _among(draw, among, config.seed)
+            found = draw if among is None or task == SEQUENTIAL else _among(draw, among, config)
             rows += [self.encoder.row(found, row) for row in range(len(found))]
             if among is not None:
                 candidates += [[self.encoder.answers[item] for item in items] for items in among]
         return rows, candidates
 
 
-def _among(draw: Draw, among: IntArray, seed: int) -> Draw:
+def _among(draw: Draw, among: IntArray, config: PodConfig) -> Draw:
     """Return the top-n prompts of some targets, candidates in an order of their own."""
-    order = generator(seed, "pod", "validation-order").random(among.shape).argsort(axis=1)
+    order = generator(config.seed, "pod", "validation-order").random(among.shape).argsort(axis=1)
     return Draw(
         task=TOP_N,
         users=draw.users,
-        templates=np.full(len(draw), bare(TOP_N), dtype=np.int64),
+        templates=np.full(len(draw), asked(TOP_N, worded=config.worded), dtype=np.int64),
         indptr=np.arange(len(draw) + 1, dtype=np.int64) * among.shape[1],
         items=np.take_along_axis(among, order, axis=1).ravel().astype(np.int32),
         targets=draw.targets,

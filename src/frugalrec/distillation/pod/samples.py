@@ -62,15 +62,16 @@ class Draw:
         )
 
 
-def sequential_draw(train: Dataset, *, window: int, seed: int, epoch: int) -> Draw:
+def sequential_draw(train: Dataset, *, window: int, seed: int, epoch: int, worded: bool = False) -> Draw:
     """Return one random segment of each user's sequence, its last item to be predicted.
 
     The segment begins at U[0, n - 2] and ends at U[start + 1, n - 1] of a user's n training items; of a
     longer history than `window` the last items are shown. Users with fewer than two items have none.
+    `worded` leaves the bare template out.
     """
     rng = generator(seed, "pod", SEQUENTIAL, epoch)
     first, last = rng.random(train.n_users), rng.random(train.n_users)
-    templates = draw_templates(SEQUENTIAL, train.n_users, seed, epoch)
+    templates = draw_templates(SEQUENTIAL, train.n_users, seed, epoch, worded=worded)
     n = train.lengths
     start = np.minimum((first * (n - 1)).astype(np.int64), np.maximum(n - 2, 0))
     end = start + 1 + np.minimum((last * (n - 1 - start)).astype(np.int64), np.maximum(n - 2 - start, 0))
@@ -87,7 +88,15 @@ def sequential_draw(train: Dataset, *, window: int, seed: int, epoch: int) -> Dr
     )
 
 
-def top_n_draw(train: Dataset, *, negatives: int, seed: int, epoch: int, met: Dataset | None = None) -> Draw:
+def top_n_draw(
+    train: Dataset,
+    *,
+    negatives: int,
+    seed: int,
+    epoch: int,
+    met: Dataset | None = None,
+    worded: bool = False,
+) -> Draw:
     """Return one training item of each user among `negatives` items not met, all in random order.
 
     Args:
@@ -96,6 +105,7 @@ def top_n_draw(train: Dataset, *, negatives: int, seed: int, epoch: int, met: Da
         seed: Seed.
         epoch: Number of the pass.
         met: What no negative is drawn from, by user; default: `train`.
+        worded: Leave the bare template out.
 
     Raises:
         ConfigError: If a user has fewer items not met.
@@ -103,7 +113,7 @@ def top_n_draw(train: Dataset, *, negatives: int, seed: int, epoch: int, met: Da
     rng = generator(seed, "pod", TOP_N, epoch)
     chosen = np.minimum((rng.random(train.n_users) * train.lengths).astype(np.int64), train.lengths - 1)
     places = rng.random((train.n_users, negatives + 1), dtype=np.float32).argsort(axis=1, kind="stable")
-    templates = draw_templates(TOP_N, train.n_users, seed, epoch)
+    templates = draw_templates(TOP_N, train.n_users, seed, epoch, worded=worded)
     users = np.flatnonzero(train.lengths > 0).astype(np.int32)
     targets = train.items[train.indptr[users] + chosen[users]]
     stream = ("pod", TOP_N, "negatives", epoch)
@@ -158,13 +168,13 @@ def unmet_items(known: Dataset, n: int, *, seed: int, stream: Sequence[str | int
     return found
 
 
-def explanation_draw(explanations: Explanations, *, seed: int, epoch: int) -> Draw:
-    """Return every explanation once; targets are the numbers of the texts."""
+def explanation_draw(explanations: Explanations, *, seed: int, epoch: int, worded: bool = False) -> Draw:
+    """Return every explanation once; targets are the numbers of the texts; `worded`: no bare template."""
     n = len(explanations)
     return Draw(
         task=EXPLANATION,
         users=explanations.users,
-        templates=draw_templates(EXPLANATION, n, seed, epoch),
+        templates=draw_templates(EXPLANATION, n, seed, epoch, worded=worded),
         indptr=np.arange(n + 1, dtype=np.int64),
         items=explanations.items,
         targets=np.arange(n, dtype=np.int32),

@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
-from frugalrec.distillation.pod.model import ADAPTER, MANIFEST, MODEL, PROMPT, ROWS
+from frugalrec.distillation.pod.model import ADAPTER, MANIFEST, MODEL, PROMPT, ROWS, TRAINS_ALL
 from frugalrec.distillation.pod.whole_word import whole_word
 from frugalrec.errors import ModelError
 from frugalrec.llm.adapters import network_fingerprint
 from frugalrec.llm.conversion import quiet_transformers
 from frugalrec.llm.kv_prefix import kv_prefix, save_kv_prefix
 from frugalrec.llm.models import sha256_of
-from frugalrec.llm.prompt_vectors import add_prompt, learned_prompt, remove_prompt, save_prompt
+from frugalrec.llm.prompt_vectors import (
+    add_prompt,
+    learned_prompt,
+    remove_prompt,
+    save_prompt,
+    vocabulary_hash,
+)
 from frugalrec.runs import storage_errors, write_text
 from frugalrec.tuning.trained import trained_weights
 
@@ -59,6 +65,7 @@ def write_pod(lm: LocalLM, base: LocalLM, out: Path, manifest: Mapping[str, Any]
             "source": str(base.source or base.model),
             "fingerprint": network_fingerprint(base.network),
         },
+        "vocabulary": vocabulary_hash(base.tokenizer),
         "files": files,
     }
     write_text(out / MANIFEST, json.dumps(said, indent=1))
@@ -75,26 +82,27 @@ def _write_parts(lm: LocalLM, base: LocalLM, out: Path, mode: str) -> None:
         save_kv_prefix(lm, out / PROMPT)
         return
     prompt = learned_prompt(lm)
-    if prompt is None:
+    if prompt is None and mode != "discrete":
         raise ModelError(f"{lm.model} has lost its learned prompt; train again.")
-    tokenizer, lm_model = base.tokenizer, lm.model
-    remove_prompt(lm)
-    lm.tokenizer = tokenizer
-    options: dict[str, Any] = {"dtype": base.dtype, "device": "cpu"}
+    if prompt is not None:
+        remove_prompt(lm)
+    lm.tokenizer = base.tokenizer
     with quiet_transformers():
-        if mode == "joint":
+        if mode in TRAINS_ALL:
             lm.network.save_pretrained(str(out / MODEL))
-            tokenizer.save_pretrained(str(out / MODEL))
-            saved = LocalLM.load(out / MODEL, **options)
+            lm.tokenizer.save_pretrained(str(out / MODEL))
         elif mode == "lora+prompt":
             for settings in lm.network.peft_config.values():
                 settings.base_model_name_or_path = base.model
             lm.network.save_pretrained(
                 str(out / ADAPTER), safe_serialization=True, save_embedding_layers=False
             )
-            saved = LocalLM.load(base.source or base.model, adapter=out / ADAPTER, **options)
-        else:
-            saved = LocalLM.load(base.source or base.model, **options)
-    saved.model = str(out / MODEL) if mode == "joint" else lm_model
+        if prompt is None:
+            return
+        # The prompt's file names what it was made for: the network as it was just saved.
+        source = out / MODEL if mode in TRAINS_ALL else base.source or base.model
+        adapter = out / ADAPTER if mode == "lora+prompt" else None
+        saved = LocalLM.load(source, adapter=adapter, dtype=base.dtype, device="cpu")
+    saved.model = saved.model if mode in TRAINS_ALL else lm.model
     add_prompt(saved, prompt)
     save_prompt(saved, out / PROMPT)

@@ -2,7 +2,9 @@
 
 In training each sample draws one of its task's templates, all alike, and the last of them is the bare form:
 so the learned vectors must carry what the words say whenever there are no words. At inference there never
-are. Which of users and items are written how is the affair of an `IdWriter`.
+are. Without learned vectors (mode `discrete`) words are all there is: the bare form is left out, and
+inference uses the first template. `asked` and `draw_templates` say so, and nothing else does. Which of
+users and items are written how is the affair of an `IdWriter`.
 """
 
 from __future__ import annotations
@@ -56,6 +58,11 @@ def bare(task: str) -> int:
     return len(TEMPLATES[task]) - 1
 
 
+def asked(task: str, *, worded: bool) -> int:
+    """Return the template of validation and inference: the bare one, or (`worded`) the first in words."""
+    return 0 if worded else bare(task)
+
+
 def parts(template: str, *, users: bool) -> list[str]:
     """Return the words of a template and its slots in turn; words begin with a blank.
 
@@ -71,9 +78,12 @@ def parts(template: str, *, users: bool) -> list[str]:
     return [part if part in (USER, ITEMS) else f" {part}" for part in found if part]
 
 
-def draw_templates(task: str, n: int, seed: int, *stream: str | int) -> NDArray[np.int64]:
-    """Return a template for each of n samples, uniformly; the bare form has the probability 1 / templates."""
-    return generator(seed, "pod", "templates", task, *stream).integers(0, len(TEMPLATES[task]), n)
+def draw_templates(
+    task: str, n: int, seed: int, *stream: str | int, worded: bool = False
+) -> NDArray[np.int64]:
+    """Return a template for each of n samples, uniformly; `worded` leaves the bare one out."""
+    kinds = bare(task) if worded else len(TEMPLATES[task])
+    return generator(seed, "pod", "templates", task, *stream).integers(0, kinds, n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +124,22 @@ class IdWriter:
             digest.update("\x1f".join(texts).encode() + b"\0")
         return digest.hexdigest()
 
-    def text(self, task: str, template: int, user: int, items: Sequence[int]) -> str:
-        """Return the text of a sample, which begins with a blank; its tokens are those of this text."""
+    def text(self, task: str, template: int, user: int | None, items: Sequence[int]) -> str:
+        """Return the text of a sample, which begins with a blank; its tokens are those of this text.
+
+        Args:
+            task: Its task.
+            template: Number of its template.
+            user: User code, not looked at where users are not written; None leaves the user's place empty.
+            items: Item codes.
+        """
         said = []
         for part in parts(TEMPLATES[task][template], users=self.users is not None):
             if part == ITEMS:
                 between = f" {self.separator} " if self.separator else " "
                 said.append(" " + between.join(self.items[item] for item in items) if len(items) else "")
             elif part == USER and self.users is not None:
-                said.append(f" {self.users[user]}")
+                said.append("" if user is None else f" {self.users[user]}")
             else:
                 said.append(part)
         return "".join(said)

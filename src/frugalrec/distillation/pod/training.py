@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frugalrec.distillation.pod.loading import load_pod, read_manifest
-from frugalrec.distillation.pod.model import PodConfig, PodModel
+from frugalrec.distillation.pod.model import TRAINS_ALL, PodConfig, PodModel
 from frugalrec.distillation.pod.samples import train_explanations
 from frugalrec.distillation.pod.templates import TEMPLATES, IdWriter, write_ids
 from frugalrec.errors import DataError, ModelError, require
@@ -65,12 +65,12 @@ class PodTrainer:
         from frugalrec.tuning.processes import is_main, wait
 
         out = Path(out)
-        whole = self.config.mode == "joint"
+        whole = self.config.mode in TRAINS_ALL
         lm = base if isinstance(base, LocalLM) else LocalLM.load(base, dtype="float32" if whole else "auto")
         if whole and lm.dtype != "float32":
             raise ModelError(
-                f"{lm.model} is loaded in {lm.dtype}, and mode joint trains all weights; load it with "
-                "dtype='float32', or take mode lora+prompt."
+                f"{lm.model} is loaded in {lm.dtype}, and mode {self.config.mode} trains all weights; load "
+                "it with dtype='float32', or take mode lora+prompt."
             )
         if lm.adapter is not None:
             raise ModelError(f"{lm.model} carries the adapter {lm.adapter}; train the plain model.")
