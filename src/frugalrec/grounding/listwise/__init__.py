@@ -1,0 +1,25 @@
+"""Listwise re-ranking: one question a user for an order of all candidates, checked and bounded."""
+
+from __future__ import annotations
+
+from frugalrec.grounding.listwise.aggregation import AGGREGATES, aggregate, agreement, kendall_tau
+from frugalrec.grounding.listwise.first_token import FirstTokenReranker
+from frugalrec.grounding.listwise.parsing import ParseReport, parse_ranking
+from frugalrec.grounding.listwise.prompt import ListwisePrompt, reads_like_instruction
+from frugalrec.grounding.listwise.reranker import ListwiseReranker
+from frugalrec.grounding.listwise.result import ListReason, ListwiseResult
+
+__all__ = [
+    "AGGREGATES",
+    "FirstTokenReranker",
+    "ListReason",
+    "ListwisePrompt",
+    "ListwiseReranker",
+    "ListwiseResult",
+    "ParseReport",
+    "aggregate",
+    "agreement",
+    "kendall_tau",
+    "parse_ranking",
+    "reads_like_instruction",
+]

@@ -1,0 +1,99 @@
+"""What a listwise re-ranking returns: lists, scores, and for every user why they are as they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from frugalrec.grounding.reranking import Reranked
+from frugalrec.llm.chat import Reason
+from frugalrec.types import DoubleArray, FloatArray, Ranking
+
+ListReason = Literal[
+    Reason,
+    "unparsed",  # answered, twice, but the answers name too few candidates
+    "unstable",  # answered, but the replicas contradict each other
+    "nothing-to-rank",  # fewer than two candidates with a title; not asked
+]
+"""Why a user's list is as it is: the reasons of `frugalrec.llm.chat`, and three of re-ranking."""
+GIVEN: tuple[ListReason, ...] = ("answered", "cached")
+"""The reasons of users whose list the model ordered; all others keep the cheap list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opinion:
+    """What a model makes of one window of candidates."""
+
+    points: FloatArray | None
+    """Points of each candidate, (m,), higher is better; None where the model gave none."""
+    reason: ListReason
+    agreement: float = float("nan")
+    """Mean of Kendall's tau over pairs of replicas."""
+    echo: float = float("nan")
+    """Mean of Kendall's tau between the order shown and the order answered."""
+    latency_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListwiseResult(Reranked):
+    """Re-ranked lists of all users who were asked for, those who fell back included."""
+
+    ranking: Ranking
+    """The head in the model's order, the tail untouched; scores stay with the places."""
+    agreement: DoubleArray
+    """How far replicas agree, (n_users,): mean of Kendall's tau over pairs, 1 for the same order; NaN with
+    one replica."""
+    echo: DoubleArray
+    """How far answers repeat the order shown, (n_users,): mean of Kendall's tau; about 0 where the model
+    reads, near 1 where it echoes."""
+    latency_s: DoubleArray
+    """Seconds from the first question to the last answer, (n_users,), retries and windows added up."""
+    requests: int
+    """Different questions sent; users with the same history and candidates share theirs."""
+    parses: Mapping[str, int]
+    """How answers were read, one count a user and question: the stages of `parse_ranking`, `valid` for those
+    that were all that was asked for, `retried` for those asked anew."""
+    flagged: int
+    """Different titles shown that read like instructions to a model; none is removed."""
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """Return the figures of the whole call, ready for JSON."""
+        return {
+            **super().report,
+            "requests": self.requests,
+            "parses": dict(self.parses),
+            "agreement": _mean(self.agreement),
+            "echo": _mean(self.echo),
+            "titles_flagged": self.flagged,
+        }
+
+
+def merged(opinions: list[Opinion]) -> Opinion:
+    """Return what is told of a user whose list took several windows; the points are the last window's."""
+    failed = [opinion for opinion in opinions if opinion.points is None]
+    asked = any(opinion.reason == "answered" for opinion in opinions)
+    return Opinion(
+        points=None if failed else opinions[-1].points,
+        reason=failed[0].reason if failed else "answered" if asked else "cached",
+        agreement=_mean(np.array([opinion.agreement for opinion in opinions])),
+        echo=_mean(np.array([opinion.echo for opinion in opinions])),
+        latency_s=sum(opinion.latency_s for opinion in opinions),
+    )
+
+
+def counted(*counts: Mapping[str, int]) -> Mapping[str, int]:
+    """Return the sum of some counts, by name."""
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(sorted(total.items()))
+
+
+def _mean(values: DoubleArray) -> float:
+    """Return the mean of the known values; NaN if there are none."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
