@@ -84,6 +84,31 @@ def deciles():
     return DecileTable(metric="ndcg@10", labels=labels, users=(239, 238, 239, 238, 238, 239, 238, 238, 239, 238), arms=rows)  # fmt: skip
 
 
+def routing():
+    """Curves with the right ends: nobody at the cheap mean, everybody at the LLM's."""
+    bends = {"gain-per-cost": 0.35, "uncertainty": 0.8, "random": 1.0, "weak-quantile": 1.15, "oracle": 0.12}
+    recovered = {name: round(1 / (1 + bend), 3) for name, bend in bends.items()}
+    policies = [
+        dict(
+            name=name,
+            curve=[[i / 20, round(0.0913 + 0.0055 * (i / 20) ** bend, 5)] for i in range(21)],
+            recovered=[recovered[name], recovered[name] - 0.09, recovered[name] + 0.09],
+            share_95=round(0.95 ** (1 / bend), 3),
+            oracle=name == "oracle",
+        )
+        for name, bend in bends.items()
+    ]
+    groups = [dict(label=label, users=239, routed=120 - 9 * i, expected=round(0.01 - 0.0011 * i, 4))
+              for i, label in enumerate(deciles().labels)]  # fmt: skip
+    return dict(
+        policy="gain-per-cost", budget="30%", unit="tokens", users=2384, routed=795, spent=301122.0, whole=1003741.0,
+        decision=("795 of 2,384 test users get the LLM: those whose expected gain per token is largest.",),
+        metric="ndcg@10", calibration_users=400, effect=[0.0061, 0.0007, 0.0118], headroom=[0.0905, 0.2411],
+        reachable=0.412, foresight=[0.17, 0.07, 0.27], signals=[["log-length", -0.0031], ["entropy", 0.0012]],
+        measured_users=600, policies=policies, groups=groups,
+    )  # fmt: skip
+
+
 def sample(**changes):
     """Return the report; keyword arguments replace its fields."""
     gib = 2**30
@@ -151,6 +176,7 @@ def sample(**changes):
                     adapter_sha256="5f1d9c0b7e2a44c8b1f06a9d3e8877c2a40b9be1d2f3344556677889900aabbc",
                     loss=[[step, round(0.42 + 1.9 * math.exp(-step / 25) + 0.05 * math.sin(step), 4)] for step in range(0, 193, 4)]),
         weights=dict(name="fusion", metric="ndcg@10", chosen=0.3, grid=[[0.0, 0.0921], [0.1, 0.0948], [0.2, 0.0969], [0.3, 0.0977], [0.5, 0.0951], [0.7, 0.0922], [1.0, 0.0883]]),
+        allocation=routing(),
         notes=("Three seeds for sampling, one split. A second data set is needed before a general claim.",
                "The LLM may know the films' popularity from its pre-training text."),
         versions={"frugalrec": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"},
@@ -163,6 +189,6 @@ def sample(**changes):
 
 def bare(**changes):
     """The same arms without any other part: quick to draw."""
-    empty = dict(deciles=None, warmth=(), audit=(), stages=(), selection=None, tuning=None, weights=None, notes=(),
+    empty = dict(deciles=None, warmth=(), audit=(), stages=(), selection=None, tuning=None, weights=None, allocation=None, notes=(),
                  versions={}, seeds={}, hashes={}, config_yaml="", dataset={})  # fmt: skip
     return sample(**{**empty, **changes})

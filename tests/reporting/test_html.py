@@ -56,7 +56,7 @@ def page():
 
 
 def test_every_tag_is_closed(page):
-    assert parse(page).tags.count("section") == 12
+    assert parse(page).tags.count("section") == 13
 
 
 def test_the_page_asks_for_nothing(page):

@@ -76,6 +76,7 @@ def test_every_section_of_the_full_report_is_there():
     headings = [line[3:] for line in render_markdown(sample()).splitlines() if line.startswith("## ")]
     assert headings == [
         "Quality and cost of every arm",
+        "Who should get the LLM",
         "Read with care",
         "Active and inactive users",
         "Cold and warm items",

@@ -12,9 +12,17 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Self, get_args
 
 from frugalrec.errors import DataError
-from frugalrec.reporting.facts import DatasetFacts, Finding, SelectionFacts, TuningFacts, WeightFacts
+from frugalrec.reporting.facts import (
+    AllocationFacts,
+    DatasetFacts,
+    Finding,
+    SelectionFacts,
+    TuningFacts,
+    WeightFacts,
+)
 
 __all__ = [
+    "AllocationFacts",
     "Arm",
     "ArmCost",
     "DatasetFacts",
@@ -217,6 +225,7 @@ class Report:
     selection: SelectionFacts | None = None
     tuning: TuningFacts | None = None
     weights: WeightFacts | None = None
+    allocation: AllocationFacts | None = None
     verdict: tuple[str, ...] = ()
     """Plain sentences, headline first; when empty, `reporting.verdict` derives them."""
     notes: tuple[str, ...] = ()

@@ -114,3 +114,59 @@ class WeightFacts(TypedDict, total=False):
     chosen: float
     grid: list[list[float]]
     """Pairs of weight and validation metric."""
+
+
+class PolicyFacts(TypedDict, total=False):
+    """What one rule for routing would have been worth, on users whose lists are known from both sides."""
+
+    name: str
+    curve: list[list[float]]
+    """Pairs of share of the cost and mean metric, from nobody to everybody."""
+    recovered: list[float]
+    """Area under the share of the gain that is recovered, with its interval; .5 is a random order."""
+    share_95: float | None
+    """Smallest share of the cost that recovers 95 % of the gain of asking for everybody."""
+    oracle: bool
+    """Whether the rule reads the answers."""
+
+
+class GroupFacts(TypedDict, total=False):
+    """One group of users by activity."""
+
+    label: str
+    users: int
+    routed: int
+    expected: float | None
+    """Mean of the expected gain."""
+
+
+class AllocationFacts(TypedDict, total=False):
+    """Who gets the LLM, and on what evidence."""
+
+    policy: str
+    budget: str
+    unit: str
+    users: int
+    routed: int
+    spent: float
+    """Estimated cost of those routed, in `unit`."""
+    whole: float
+    """Estimated cost of everybody."""
+    decision: tuple[str, ...]
+    """What was decided, and why, in sentences."""
+    metric: str
+    calibration_users: int
+    effect: list[float]
+    """Mean gain of the calibration users, with its interval."""
+    headroom: list[float]
+    """Metric of the cheap lists and of their candidates in the best order, on calibration users."""
+    reachable: float
+    """Share of calibration users with a right item among the candidates."""
+    foresight: list[float]
+    """Rank correlation of expected and measured gain, out of fold, with its interval."""
+    signals: list[list[Any]]
+    """Signal, its coefficient per standard deviation."""
+    measured_users: int
+    """Test users whose lists are known from both sides, drawn at random."""
+    policies: list[PolicyFacts]
+    groups: list[GroupFacts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from frugalrec.reporting import details, samples
+from frugalrec.reporting import details, routing, samples
 from frugalrec.reporting.document import Report
 from frugalrec.reporting.judge import verdict
 from frugalrec.reporting.tables import Cell, Table, quality_table, ranked
@@ -25,6 +25,7 @@ def render_markdown(report: Report) -> str:
     tuning = _facts(details.tuning_facts(report)) if report.tuning else ""
     sections = [
         ("Quality and cost of every arm", [_table(quality_table(report)), "\n".join(described)]),
+        ("Who should get the LLM", _allocation(report)),
         ("Read with care", ["\n".join(f"- {_text(note)}" for note in report.notes)]),
         ("Active and inactive users", [_table(details.decile_table(report))]),
         ("Cold and warm items", [_table(details.warmth_table(report))]),
@@ -41,6 +42,15 @@ def render_markdown(report: Report) -> str:
     program = f"frugalrec {report.versions.get('frugalrec', '')}"
     blocks.append(f"Written by {_text(program)} on {_text(report.created)}.")
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _allocation(report: Report) -> list[str]:
+    if not report.allocation:
+        return []
+    tables = (routing.policy_table, routing.group_table, routing.signal_table)
+    sentences = [_text(sentence) for sentence in report.allocation.get("decision", ())]
+    facts = _facts(routing.allocation_facts(report))
+    return [*sentences, facts, *(_table(make(report)) for make in tables)]
 
 
 def _text(text: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from frugalrec.reporting import details, plots, samples, words
+from frugalrec.reporting import details, plots, routing, samples, words
 from frugalrec.reporting.document import Report
 from frugalrec.reporting.frontier import quality_cost
 from frugalrec.reporting.judge import verdict
@@ -26,6 +26,7 @@ def page_sections(report: Report) -> list[tuple[str, str, str]]:
     candidates = [
         ("quality", "Quality and cost of every arm", quality(report)),
         ("frontier", "Quality against cost", frontier(report)),
+        ("allocation", "Who should get the LLM", allocation(report)),
         ("caveats", "Read with care", caveats(report)),
         ("activity", "Active and inactive users", activity(report)),
         ("warmth", "Cold and warm items", _table(details.warmth_table(report))),
@@ -74,6 +75,23 @@ def frontier(report: Report) -> str:
     items = "".join(f"<li>{kind_mark(kind)}{escape(words.kind_name(kind))}</li>" for kind in kinds)
     below = '<p class="small"><a href="#quality">The table above</a> holds the numbers.</p>'
     return figure(plot, above=f'<ul class="legend">{items}</ul>', below=below)
+
+
+def allocation(report: Report) -> str:
+    """Return who gets the LLM, on what evidence, and what other rules would have been worth."""
+    if not report.allocation:
+        return ""
+    sentences = "".join(f"<p>{prose(text)}</p>" for text in report.allocation.get("decision", ()))
+    parts = [sentences, facts_list(routing.allocation_facts(report))]
+    plot, table = routing.policy_curves(report), routing.policy_table(report)
+    parts.append(figure(plot) if plot else "")
+    parts.append(_table(table))
+    folds = (
+        ("Who was routed, by activity", routing.group_table(report)),
+        ("What the expected gain is read from", routing.signal_table(report)),
+    )
+    parts += [folded(title, draw_table(held)) for title, held in folds if held]
+    return "".join(parts)
 
 
 def caveats(report: Report) -> str:
