@@ -14,6 +14,11 @@ HUGE = 8 << 20
 """Bytes of the reply that is far too long."""
 
 
+def as_it_is(payload: dict[str, Any], headers: Mapping[str, str]) -> bytes:
+    """Return the envelope without a fault."""
+    return json.dumps(payload).encode()
+
+
 def _edited(**changes: Any) -> Callable[[dict[str, Any], Mapping[str, str]], bytes]:
     """Return a fault that replaces some of the envelope's fields; None removes the field."""
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from frugalrec.errors import ConfigError
 from frugalrec.rng import derive_seed
-from frugalrec.testing.fault_replies import ENVELOPES, WORDS, NextToken, logprobs
+from frugalrec.testing.fault_replies import ENVELOPES, WORDS, NextToken, as_it_is, logprobs
 
 CONNECTION_FAULTS = ("reset", "stall", "truncated-body")
 """The connection is cut, no answer comes, or the body ends before its announced length."""
@@ -213,7 +213,7 @@ class FaultyEndpoint:
             await self._refuse(writer, fault)
             return
         words = self.reply(body) if callable(self.reply) else self.reply
-        words = WORDS[fault](words) if fault in WORDS else words
+        words = WORDS.get(fault or "", str)(words)
         payload = self._answer(path, body, words)
         if fault in STATUS_FAULTS:
             await self._refuse(writer, fault)
@@ -223,7 +223,7 @@ class FaultyEndpoint:
             await self._closed_by_client(reader)
             raise ConnectionResetError
         else:
-            change = ENVELOPES.get(fault or "", lambda payload, _: json.dumps(payload).encode())
+            change = ENVELOPES.get(fault or "", as_it_is)
             data = change(payload, headers)
             await _send(writer, 200, data, promised=len(data) + 10 * (fault == "truncated-body"))
             if fault == "truncated-body":

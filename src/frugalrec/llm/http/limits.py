@@ -1,0 +1,59 @@
+"""Token buckets: no more requests, and no more tokens, a minute than an endpoint allows."""
+
+from __future__ import annotations
+
+import threading
+
+from frugalrec.llm.http.clock import Clock
+
+
+class Bucket:
+    """A debt bucket: who takes more than is there learns how long to wait, and is served in that order.
+
+    In no stretch of 60 seconds does it let more than `per_minute` through: a tenth may come at once,
+    and the rest flows in evenly.
+    """
+
+    def __init__(self, per_minute: float, clock: Clock) -> None:
+        self.clock = clock
+        self.burst = max(1.0, per_minute / 10)
+        self.rate = max(per_minute - self.burst, per_minute / 2) / 60
+        self._level = self.burst
+        self._filled = clock.monotonic()
+        self._lock = threading.Lock()
+
+    def take(self, amount: float) -> float:
+        """Take `amount` out, into debt if need be; return the seconds to wait before using it."""
+        with self._lock:
+            now = self.clock.monotonic()
+            self._level = min(self.burst, self._level + (now - self._filled) * self.rate)
+            self._filled = now
+            self._level -= amount
+            return max(0.0, -self._level / self.rate)
+
+    def give_back(self, amount: float) -> None:
+        """Put back what was taken but not used."""
+        with self._lock:
+            self._level = min(self.burst, self._level + amount)
+
+
+class Limits:
+    """The buckets of one endpoint; None sets no limit."""
+
+    def __init__(
+        self, requests_per_minute: float | None, tokens_per_minute: float | None, clock: Clock
+    ) -> None:
+        self._requests = Bucket(requests_per_minute, clock) if requests_per_minute else None
+        self._tokens = Bucket(tokens_per_minute, clock) if tokens_per_minute else None
+
+    def take(self, tokens: int) -> float:
+        """Take one request of `tokens`; return the seconds to wait before sending it."""
+        first = self._requests.take(1) if self._requests else 0.0
+        return max(first, self._tokens.take(tokens) if self._tokens else 0.0)
+
+    def give_back(self, *, requests: int = 0, tokens: int = 0) -> None:
+        """Put back what was not used."""
+        if self._requests and requests:
+            self._requests.give_back(requests)
+        if self._tokens and tokens:
+            self._tokens.give_back(tokens)
