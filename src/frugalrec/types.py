@@ -7,6 +7,7 @@ the user's own ids.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,9 +100,26 @@ class Allocation:
     routed: BoolArray
     """True for users who get the LLM, (n,)."""
     scores: FloatArray
-    """The policy's score, (n,); higher is routed first."""
+    """The policy's score, (n,); higher is routed first, -inf never."""
     policy: str
     budget_users: int
+    costs: DoubleArray | None = None
+    """What asking about each user costs, (n,), in the budget's unit; None stands for 1 each."""
+    limit: float = float("inf")
+    """The budget in the unit of `costs`; `spent` never passes it."""
+    budget: str = ""
+    """The budget in words, such as ``2.50 USD``."""
+    reasons: NDArray[np.str_] | None = None
+    """Why each user was routed or not, (n,)."""
+    evaluation_only: bool = False
+    """True if the choice looked at the outcomes that are reported: a ceiling, not to be deployed."""
+
+    @property
+    def spent(self) -> float:
+        """Return the cost of the routed users."""
+        if self.costs is None:
+            return float(self.routed.sum())
+        return math.fsum(self.costs[self.routed].tolist())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from frugalrec.allocation.policies import POLICIES, allocate
+from frugalrec.allocation.costs import Budget, UserCosts, user_costs
+from frugalrec.allocation.policies import POLICIES, Evidence, allocate
 
-__all__ = ["POLICIES", "allocate"]
+__all__ = ["POLICIES", "Budget", "Evidence", "UserCosts", "allocate", "user_costs"]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from frugalrec.errors import DataError
-from frugalrec.types import LongArray
+from frugalrec.types import DoubleArray, LongArray
 
 
 def positions(own: NDArray[Any], wanted: NDArray[Any], what: str) -> LongArray:
@@ -34,3 +34,13 @@ def positions(own: NDArray[Any], wanted: NDArray[Any], what: str) -> LongArray:
             f"missing); make it for the same users."
         )
     return found.astype(np.int64)
+
+
+def look_up(own: NDArray[Any], values: NDArray[Any], wanted: NDArray[Any], default: float) -> DoubleArray:
+    """Return each wanted user's value, (n,), and `default` for users of whom there is none."""
+    there = np.isin(wanted, own)
+    found = np.full(np.asarray(wanted).shape, default, dtype=np.float64)
+    found[there] = np.asarray(values, dtype=np.float64)[
+        positions(own, np.asarray(wanted)[there], "the table")
+    ]
+    return found

@@ -25,7 +25,8 @@ ROUNDING = 1e-12
 
 _SECONDS = {"s": 1.0, "seconds": 1.0, "min": 60.0, "minutes": 60.0, "h": 3600.0, "hours": 3600.0}
 _SCALES = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9}
-_NUMBER = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([kMB]?)\s*(%|[A-Za-z]*)")
+_NUMBER = re.compile(r"(\d+(?:\.\d+)?|\.\d+)([kMB](?=\s))?\s*(%|[A-Za-z]+)")
+"""A number, perhaps with a scale (1M tokens), and a unit; a currency may begin with M or B too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read ``300 users``, ``2.50 USD``, ``1M tokens``, ``500 calls``, ``600 s``, ``30%`` or ``unlimited``.
+        """Read ``300 users``, ``2.50 USD``, ``1M tokens``, ``500 calls``, ``600 s``, ``30%``, ``unlimited``.
 
         >>> Budget.parse("1.5M tokens").amount
         1500000.0
@@ -163,14 +164,19 @@ class Budget:
         unit = match[3] if match else ""
         if match is None or (unit == "%" and match[2]):
             raise ConfigError(_unreadable(text))
-        amount = float(match[1]) * _SCALES[match[2]]
+        amount = float(match[1]) * _SCALES[match[2] or ""]
         if unit == "%":
             return cls(kind="share", amount=amount / 100)
         if unit in _SECONDS:
             return cls(kind="seconds", amount=amount * _SECONDS[unit])
         counted: dict[str, Literal["users", "tokens", "calls"]] = {
-            "user": "users", "users": "users", "token": "tokens", "tokens": "tokens", "call": "calls", "calls": "calls",
-        }  # fmt: skip
+            "user": "users",
+            "users": "users",
+            "token": "tokens",
+            "tokens": "tokens",
+            "call": "calls",
+            "calls": "calls",
+        }
         if unit in counted:
             return cls(kind=counted[unit], amount=amount)
         if re.fullmatch(r"[A-Z]{3}", unit):

@@ -111,7 +111,8 @@ def rating_order_auc(rated: RatedScores, *, degenerate: float = 0.0) -> DoubleAr
         right += np.bincount(rows[i], weights=good, minlength=n_users)
         pairs += np.bincount(rows[i], minlength=n_users)
         start = stop
-    return np.divide(right, pairs, out=np.full(n_users, degenerate), where=pairs > 0)
+    values: DoubleArray = np.divide(right, pairs, out=np.full(n_users, degenerate), where=pairs > 0)
+    return values
 
 
 def paper_weak_users(score: Score, split: Split, fold: Fold = "test", rule: Rule = "at-most") -> Weakness:

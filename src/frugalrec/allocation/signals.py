@@ -193,13 +193,15 @@ def _history_mean(histories: Dataset, users: IntArray, item_values: DoubleArray)
     sums = np.bincount(histories.rows, weights=item_values[histories.items], minlength=histories.n_users)
     total = sums[users]
     lengths = histories.lengths[users]
-    return np.divide(total, lengths, out=np.full(users.size, np.nan), where=lengths > 0)
+    means: DoubleArray = np.divide(total, lengths, out=np.full(users.size, np.nan), where=lengths > 0)
+    return means
 
 
 def _row_mean(values: DoubleArray, known: BoolArray) -> DoubleArray:
     count = known.sum(axis=1)
     total = np.where(known, values, 0.0).sum(axis=1)
-    return np.divide(total, count, out=np.full(count.size, np.nan), where=count > 0)
+    means: DoubleArray = np.divide(total, count, out=np.full(count.size, np.nan), where=count > 0)
+    return means
 
 
 def _idle_days(histories: Dataset, users: IntArray, now: float | None) -> DoubleArray:

@@ -204,7 +204,8 @@ def _lift(counts: NDArray[Any]) -> DoubleArray:
     """Return P(weak on both) / (P(weak on the first) P(weak on the second)) of (b, 4) tables."""
     n = counts.sum(axis=1).astype(np.float64)
     product = (counts[:, 2] + counts[:, 3]) * (counts[:, 1] + counts[:, 3]).astype(np.float64)
-    return np.divide(n * counts[:, 3], product, out=np.full(n.size, np.nan), where=product > 0)
+    lifts: DoubleArray = np.divide(n * counts[:, 3], product, out=np.full(n.size, np.nan), where=product > 0)
+    return lifts
 
 
 def _correlation(a: DoubleArray, b: DoubleArray) -> float:

@@ -19,7 +19,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from frugalrec.allocation.alignment import positions
 from frugalrec.data.splits import Fold
@@ -229,6 +228,7 @@ def _likeliest_kappa(values: DoubleArray, n: DoubleArray, groups: LongArray) -> 
     if np.unique(n).size < 2:
         count = float(n[0]) if n.size else 1.0
         return count, "not identified: all users have the same number of held-out items"
+    from scipy.optimize import minimize_scalar
 
     def cost(log_kappa: float) -> float:
         kappa = np.exp(log_kappa)
@@ -251,4 +251,5 @@ def _group_means(values: DoubleArray, n: DoubleArray, groups: LongArray, kappa: 
     mass = np.bincount(groups, weights=weights, minlength=size)
     total = np.bincount(groups, weights=weights * values, minlength=size)
     overall = total.sum() / mass.sum() if mass.sum() else float("nan")
-    return np.divide(total, mass, out=np.full(size, overall), where=mass > 0)
+    means: DoubleArray = np.divide(total, mass, out=np.full(size, overall), where=mass > 0)
+    return means
