@@ -125,9 +125,15 @@ class AllocationConfig(Section):
     """Which test users get the LLM."""
 
     policy: str = "random"
-    """`random`, `all`, `none` or `fewest-interactions`."""
-    budget_users: int = Field(default=300, ge=0)
-    """At most so many test users are re-ranked by the LLM."""
+    """`random` measures what the LLM gains; `gain-per-cost` spends where it pays; also `all`, `none`,
+    `fewest-interactions`, `uncertainty`, `weak-quantile`."""
+    budget: str | int = 300
+    """The most that may be spent on test users: a number of them, or `20%` (of what all would cost),
+    `1M tokens`, `5000 calls`, `600 s`, `2.50 USD`, `unlimited`."""
+    floor: float = Field(default=0.0, ge=0, le=1)
+    """At least this share of the budget goes to the least active tenth, as far as the policy allows."""
+    z: float = Field(default=1.0, ge=0)
+    """`gain-per-cost` spends where the expected gain less so many standard errors is above 0."""
 
 
 class EvaluationConfig(Section):

@@ -33,6 +33,7 @@ def run_pipeline(
     """
     # what is wrong with the options is said now, not after an hour
     cheap.check_names(config)
+    allocating.check(config)
     model = None if config.llm.model == "none" else llm.open_model(config)
 
     with Run(folder, observer) as run:
@@ -47,7 +48,7 @@ def run_pipeline(
         first = cheap.choose_first_stage(config, arms)
 
         # the LLM, unless the run goes without
-        served = None
+        served, routing = None, None
         if model is not None:
             # selection: a few training samples; tuning: LoRA with yes/no scoring on them
             samples = selection.select_samples(run, config, prepared)
@@ -56,11 +57,13 @@ def run_pipeline(
             # grounding: re-rank the candidates of calibration users, who choose the LLM's weight;
             # allocation: which test users get the LLM; then re-rank theirs
             known = asking.calibrate(run, config, prepared, first, tuned, model)
-            allocation = allocating.allocate_users(config, prepared)
-            served = asking.serve(run, config, prepared, first, samples, tuned, known, allocation, model)
+            routing = allocating.allocate_users(config, prepared, arms, first, known)
+            served = asking.serve(
+                run, config, prepared, first, samples, tuned, known, routing.allocation, model
+            )
 
         # evaluation: every arm and every control over the same users; reporting
-        report = results.assemble(run, config, prepared, arms, first, served, command)
+        report = results.assemble(run, config, prepared, arms, first, served, routing, command)
         with storage_errors(folder):
             write(report, folder)
         return report

@@ -21,7 +21,7 @@ def test_the_prompt_of_a_run_is_distilled_and_re_ranks(command, model, tmp_path)
         "tuning": {"epochs": 1, "negatives": 1, "rank": 2, "learning_rate": 0.01},
         "llm": {"model": str(model), "dtype": "float32", "candidates": 4, "calibration_users": 3,
                 "zero_shot": False, "weights": [1.0]},
-        "allocation": {"budget_users": 3},
+        "allocation": {"budget": 3},
     }  # fmt: skip
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     code, _, err = command("run", "film-club", "--config", "run.yaml", "--out", "r", "--json")

@@ -152,7 +152,7 @@ recommenders: {names: [popularity, markov], depth: 20}
 selection: {scorer: random, budget: 6, window: 4}
 tuning: {epochs: 1, rank: 2, negatives: 2, batch_size: 6}
 llm: {dtype: float32, candidates: 5, calibration_users: 4}
-allocation: {budget_users: 4}
+allocation: {budget: 4}
 evaluation: {resamples: 100}
 """
 

@@ -30,7 +30,7 @@ selection:
   window: 4
 tuning: {epochs: 2, rank: 2, negatives: 2, batch_size: 6}
 llm: {dtype: float32, candidates: 5, calibration_users: 6}
-allocation: {budget_users: 8}
+allocation: {budget: 8}
 evaluation: {resamples: 200}
 """
 TIMED = {"created", "command", "wall_s", "cpu_s", "peak_memory_bytes", "reused", "fit_s", "ms_per_user"} | {

@@ -21,7 +21,7 @@ SMALL = {
     "tuning.negatives": 2,
     "llm.candidates": 6,
     "llm.calibration_users": 5,
-    "allocation.budget_users": 6,
+    "allocation.budget": 6,
     "evaluation.resamples": 500,
 }
 

@@ -22,7 +22,7 @@ SMALL = {
     "tuning.negatives": 1,
     "llm.candidates": 4,
     "llm.calibration_users": 3,
-    "allocation.budget_users": 4,
+    "allocation.budget": 4,
     "evaluation.resamples": 100,
 }
 
@@ -60,7 +60,7 @@ def test_a_price_table_puts_money_beside_every_stage(tiny, tmp_path):
 
 def test_unrouted_users_keep_the_cheap_list_and_a_new_budget_keeps_the_tuning(tiny, tmp_path):
     first = run(tiny, tmp_path)
-    second = run(tiny, tmp_path, allocation__budget_users=6)
+    second = run(tiny, tmp_path, allocation__budget=6)
     reused = {stage.name: stage.reused for stage in second.stages}
     assert reused["tuning"] and reused["llm/valid-tuned"] and not reused["llm/test-tuned"]
     assert first.hashes == second.hashes

@@ -52,6 +52,13 @@ def run(
     llm_users: Annotated[
         int | None, typer.Option("--llm-users", help="At most so many test users get the LLM.")
     ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help='The most the LLM may cost: "300 users", "20%", "1M tokens", "2 USD".'),
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option("--policy", help="Who gets the LLM: random, gain-per-cost, all, ...")
+    ] = None,
     model: Models = None,
     format: Annotated[
         str | None, typer.Option("--format", help="Reader; auto recognises most formats.")

@@ -1,16 +1,255 @@
-"""Who gets the LLM: which test users a run sends to it, within the budget."""
+"""Who gets the LLM: calibration users say what it gains and for whom, and the budget says for how many.
+
+On calibration users, drawn from validation, both sides are known: the cheap list and the list fused with the
+LLM's answers. What the LLM gained each of them is predicted for the test users from signals that need no
+answer of theirs, and the budget goes where the lower bound of the gain per unit of cost is largest.
+"""
 
 from __future__ import annotations
 
-from frugalrec.allocation.policies import allocate
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from frugalrec.allocation import Evidence, allocate
+from frugalrec.allocation.costs import Budget, UserCosts, user_costs
+from frugalrec.allocation.gain import FEWEST, GainEstimate, GainModel, Gains
+from frugalrec.allocation.headroom import Headroom, check_headroom
+from frugalrec.allocation.policies import POLICIES, policy_name
+from frugalrec.allocation.signals import Signals, user_signals
+from frugalrec.allocation.weakness import Weakness, weak_users
 from frugalrec.config import RunConfig
+from frugalrec.data.dataset import Dataset
+from frugalrec.data.splits import Fold
+from frugalrec.errors import ConfigError
+from frugalrec.evaluation.evaluate import evaluate_ranking
+from frugalrec.evaluation.ranks import ranks_from_ranking
+from frugalrec.grounding.fusion import fuse
+from frugalrec.ledger import Usage
+from frugalrec.rng import generator
+from frugalrec.stages.asking import Calibration
+from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.data import Prepared
-from frugalrec.types import Allocation
+from frugalrec.stages.llm import prompt_for
+from frugalrec.types import PAD, Allocation, DoubleArray, Evaluation, LongArray, Ranking
+
+FOLDS = 5
+"""Folds between which the fusion weight is chosen and its gain measured."""
 
 
-def allocate_users(config: RunConfig, data: Prepared) -> Allocation:
+@dataclass(frozen=True, kw_only=True)
+class Routing:
+    """Which test users get the LLM, and all that was known when it was decided."""
+
+    allocation: Allocation
+    costs: UserCosts
+    """Estimated cost of every test user, in the budget's unit."""
+    headroom: Headroom
+    gains: Gains
+    """What the LLM gained calibration users; the weight of each was chosen on others."""
+    model: GainModel | None
+    """None with too few calibration users."""
+    estimate: GainEstimate | None
+    """Expected gains of all test users."""
+    weakness: Weakness
+    signals: Signals
+    """Of all test users."""
+
+
+def budget_of(config: RunConfig) -> Budget:
+    """Return the run's budget; a plain number counts users."""
+    given = config.allocation.budget
+    if isinstance(given, str) and not given.strip().isdigit():
+        return Budget.parse(given)
+    return Budget(kind="users", amount=float(given))
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a policy, a budget or a price table that cannot be used, before anything is computed."""
+    budget = budget_of(config)
+    name = policy_name(config.allocation.policy)
+    if POLICIES[name].oracle or POLICIES[name].needs == "published":
+        known = ", ".join(n for n, p in sorted(POLICIES.items()) if not p.oracle and p.needs != "published")
+        raise ConfigError(f"the policy {name} is for evaluation alone; a run can use {known}.")
+    if budget.kind == "money" and config.price_table() is None:
+        raise ConfigError(f"a budget of {budget} needs prices; give a price table, or a budget such as 20%.")
+
+
+def allocate_users(
+    config: RunConfig,
+    data: Prepared,
+    arms: Sequence[CheapArm],
+    first: CheapArm,
+    calibrated: Mapping[str, Calibration],
+) -> Routing:
     """Choose which test users get the LLM, within the budget."""
-    users = data.split.users("test")
-    lengths = data.split.history("test").lengths[users]
+    main = list(calibrated.values())[-1]
+    second = second_stage(config, arms, first)
+    ranking = first.rankings["test"]
+    histories = data.split.history("test")
+    signals = signals_of(config, histories, ranking, None if second is None else second.rankings["test"])
+    gains = calibration_gains(config, data, first, main)
+    model = fit_gain(config, data, first, second, main, gains)
+    weakness = weakness_of(config, data, first)
+    estimate = None if model is None else model.predict(signals)
     section = config.allocation
-    return allocate(section.policy, users, lengths, section.budget_users, seed=config.seed)
+    costs = costs_of(config, data, histories, ranking, first, main)
+    allocation = allocate(
+        section.policy,
+        ranking.users,
+        histories.lengths[ranking.users],
+        seed=config.seed,
+        budget=budget_of(config),
+        costs=costs,
+        evidence=Evidence(weakness=weakness, signals=signals, gain=_or_none(estimate, ranking)),
+        floor=section.floor,
+    )
+    head = first.rankings["valid"].take(main.rows)
+    room = check_headroom(
+        head,
+        data.split.targets("valid"),
+        min(config.llm.candidates, head.k),
+        config.evaluation.primary,
+        seen=data.split.history("valid"),
+    )
+    return Routing(
+        allocation=allocation,
+        costs=costs,
+        headroom=room,
+        gains=gains,
+        model=model,
+        estimate=estimate,
+        weakness=weakness,
+        signals=signals,
+    )
+
+
+def second_stage(config: RunConfig, arms: Sequence[CheapArm], first: CheapArm) -> CheapArm | None:
+    """Return the best other cheap model on validation: a second opinion, and a rival."""
+    primary = config.evaluation.primary
+    others = [arm for arm in arms if arm is not first and arm.name not in CONTROLS]
+    return max(others, key=lambda arm: arm.evaluations["valid"].mean(primary), default=None)
+
+
+def signals_of(config: RunConfig, histories: Dataset, ranking: Ranking, second: Ranking | None) -> Signals:
+    """Return the signals of the users of a ranking."""
+    return user_signals(histories, ranking, m=min(config.llm.candidates, ranking.k), second=second)
+
+
+def weakness_of(config: RunConfig, data: Prepared, first: CheapArm) -> Weakness:
+    """Return who is served badly, measured on validation by the primary metric."""
+    history = data.split.history("valid")
+    ranks = ranks_from_ranking(first.rankings["valid"], data.split.targets("valid"), seen=history)
+    return weak_users(ranks, history.lengths, fold="valid", metric=config.evaluation.primary)
+
+
+def fit_gain(
+    config: RunConfig,
+    data: Prepared,
+    first: CheapArm,
+    second: CheapArm | None,
+    main: Calibration,
+    gains: Gains,
+) -> GainModel | None:
+    """Return a model of the gain, or None with too few calibration users."""
+    if gains.users.size < FEWEST:
+        return None
+    head = first.rankings["valid"].take(main.rows)
+    other = None if second is None else second.rankings["valid"]
+    signals = signals_of(config, data.split.history("valid"), head, other)
+    # The same people may be served in the test, with later targets: folds differ, not users.
+    none = np.empty(0, dtype=np.int32)
+    return GainModel(z=config.allocation.z, seed=config.seed).fit(signals, gains, test_users=none)
+
+
+def calibration_gains(config: RunConfig, data: Prepared, first: CheapArm, main: Calibration) -> Gains:
+    """Return what the LLM gained each calibration user, at a fusion weight that others chose."""
+    primary = config.evaluation.primary
+    ranking = first.rankings["valid"].take(main.rows)
+    runs = [_fused(config, data, "valid", ranking, main, weight) for weight in sorted(config.llm.weights)]
+    table = np.stack([run.values[primary] for run in runs])
+    cheap = _fused(config, data, "valid", ranking, main, 0.0)
+    order = generator(config.seed, "calibration", "folds").permutation(ranking.users.size)
+    values = cross_fitted(table, order % FOLDS)
+    return Gains.between(replace(cheap, values={primary: values}), cheap, primary, "valid")
+
+
+def cross_fitted(table: DoubleArray, folds: LongArray) -> DoubleArray:
+    """Return each user's value at the weight with the best mean over the users of other folds.
+
+    Args:
+        table: (n_weights, n_users), weights ascending; ties go to the smaller one.
+        folds: Fold of each user, (n_users,).
+    """
+    found = np.empty(folds.size)
+    for fold in np.unique(folds):
+        inside = folds == fold
+        others = table[:, ~inside] if (~inside).any() else table
+        found[inside] = table[int(np.argmax(np.nanmean(others, axis=1))), inside]
+    return found
+
+
+def costs_of(
+    config: RunConfig,
+    data: Prepared,
+    histories: Dataset,
+    ranking: Ranking,
+    first: CheapArm,
+    main: Calibration,
+) -> UserCosts:
+    """Estimate what asking about each user costs, in the budget's unit.
+
+    Prompts are measured in characters, and what a character costs comes from the calibration users.
+    """
+    asked = first.rankings["valid"].take(main.rows)
+    usage = main.stage.usage
+    known = prompt_chars(config, data.split.history("valid"), asked).sum()
+    chars = prompt_chars(config, histories, ranking)
+    return scaled_costs(config, ranking, usage, chars / max(known, 1), main.rows.size)
+
+
+def scaled_costs(
+    config: RunConfig, ranking: Ranking, usage: Usage, shares: DoubleArray, asked: int
+) -> UserCosts:
+    """Return costs of users from what calibration spent in all, and each user's share of its text."""
+    unit = budget_of(config).kind
+    return user_costs(
+        ranking.users,
+        "tokens" if unit in ("share", "unlimited") else unit,
+        tokens_in=usage.tokens_in * shares,
+        tokens_out=usage.tokens_out * shares,
+        tokens_cached=usage.tokens_cached * shares,
+        calls=usage.llm_calls / max(asked, 1),
+        seconds=usage.wall_s * shares,
+        prices=config.price_table(),
+    )
+
+
+def prompt_chars(config: RunConfig, histories: Dataset, ranking: Ranking) -> DoubleArray:
+    """Return the characters that the LLM reads for each user, a shared prefix once, (n,)."""
+    prompt, titles = prompt_for(config, histories), histories.titles
+    found = np.zeros(ranking.users.size)
+    for row, user in enumerate(ranking.users.tolist()):
+        span = slice(histories.indptr[user], histories.indptr[user + 1])
+        values = None if histories.values is None else histories.values[span]
+        items = ranking.items[row, : config.llm.candidates]
+        group = prompt.group(histories.items[span].tolist(), values, items[items != PAD].tolist(), titles)
+        found[row] = len(group.prefix) + sum(map(len, group.suffixes))
+    return found
+
+
+def _fused(
+    config: RunConfig, data: Prepared, fold: Fold, ranking: Ranking, main: Calibration, weight: float
+) -> Evaluation:
+    lists = fuse(ranking, main.odds, weight, config.llm.candidates)
+    targets, seen = data.split.targets(fold), data.split.history(fold)
+    return evaluate_ranking(main.name, lists, targets, [config.evaluation.primary], seen=seen)
+
+
+def _or_none(estimate: GainEstimate | None, ranking: Ranking) -> GainEstimate:
+    """Return the estimate; without one, nothing is expected of anybody, and nothing is spent on a gain."""
+    if estimate is not None:
+        return estimate
+    none = np.zeros(ranking.users.size)
+    return GainEstimate(users=ranking.users, mean=none, se=none, z=0.0)

@@ -31,12 +31,14 @@ from frugalrec.reporting.document import (
     WeightFacts,
 )
 from frugalrec.runs import Run
+from frugalrec.stages.allocating import Routing
 from frugalrec.stages.arms import Candidate, cheap_arm, llm_arms
 from frugalrec.stages.artefacts import load_json
 from frugalrec.stages.asking import TUNED, Served, Variant
 from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.choice import selection_facts
 from frugalrec.stages.data import Prepared
+from frugalrec.stages.routing_facts import allocation_facts
 
 PACKAGES = ("numpy", "scipy", "polars", "implicit", "torch", "transformers", "peft")
 GROUPS = 10
@@ -61,6 +63,7 @@ def assemble(
     arms: list[CheapArm],
     first: CheapArm,
     served: Served | None,
+    routing: Routing | None,
     command: str,
 ) -> Report:
     """Compare all arms on the test users, and say what each costs."""
@@ -89,6 +92,7 @@ def assemble(
         selection=_selection(config, served) if served else None,
         tuning=_tuning(served, config) if served else None,
         weights=_weights(chosen, config) if chosen else None,
+        allocation=allocation_facts(config, data, first, routing, served) if served and routing else None,
         notes=_notes(config, data, served),
         versions=_versions(),
         seeds={"run": config.seed},

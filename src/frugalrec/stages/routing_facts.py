@@ -1,0 +1,241 @@
+"""What the report says of the allocation: the evidence, who was routed, and what other rules are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+
+from frugalrec.allocation import Evidence, allocate
+from frugalrec.allocation.gain import FEWEST, Gains
+from frugalrec.allocation.stability import WeakCounts, count_weak, stability
+from frugalrec.allocation.weakness import Threshold, weak_users
+from frugalrec.config import RunConfig
+from frugalrec.evaluation.compare import Interval, interval
+from frugalrec.evaluation.evaluate import evaluate_ranking
+from frugalrec.evaluation.frontier import Curve, Frontier, Trial, frontier
+from frugalrec.evaluation.ranks import ranks_from_ranking
+from frugalrec.evaluation.segments import activity_groups
+from frugalrec.grounding.fusion import fuse
+from frugalrec.reporting.facts import AllocationFacts, GroupFacts, PolicyFacts
+from frugalrec.stages.allocating import Routing
+from frugalrec.stages.asking import Served, Variant
+from frugalrec.stages.cheap import CheapArm
+from frugalrec.stages.data import Prepared
+from frugalrec.types import DoubleArray, Ranking
+
+UNBIASED = ("random", "all")
+"""Policies whose routed users stand for all, so that every other policy can be judged on them."""
+RULES = ("gain-per-cost", "uncertainty", "weak-quantile", "fewest-interactions", "random", "oracle")
+GROUPS = 10
+
+
+def allocation_facts(
+    config: RunConfig, data: Prepared, first: CheapArm, routing: Routing, served: Served
+) -> AllocationFacts:
+    """Return what is known of the choice of users."""
+    allocation, room = routing.allocation, routing.headroom
+    main = list(served.variants.values())[-1]
+    effect = interval(routing.gains.values, seed=config.seed)
+    curves = _curves(config, data, first, routing, served, main)
+    facts: AllocationFacts = {
+        "policy": allocation.policy,
+        "budget": allocation.budget,
+        "unit": routing.costs.currency or routing.costs.unit,
+        "users": int(allocation.users.size),
+        "routed": int(allocation.routed.sum()),
+        "spent": allocation.spent,
+        "whole": routing.costs.total,
+        "metric": config.evaluation.primary,
+        "calibration_users": int(routing.gains.users.size),
+        "effect": _ends(effect),
+        "headroom": [room.current, room.ceiling],
+        "reachable": room.share_with_hit,
+        "decision": tuple(_sentences(config, data, first, routing, served, main, curves)),
+        "groups": _groups(routing, data),
+    }
+    if routing.model is not None:
+        facts["foresight"] = _ends(routing.model.evidence.rank_correlation)
+        weights = getattr(routing.model.learned, "weights", None)  # trees have none
+        if weights is not None:
+            names = routing.model.standardiser.names
+            order = np.argsort(-np.abs(weights))
+            facts["signals"] = [[names[i], float(weights[i])] for i in order.tolist()]
+    if curves is not None and curves.defined:
+        facts["measured_users"] = curves.n
+        facts["policies"] = [_policy(name, curve) for name, curve in curves.curves.items()]
+    return facts
+
+
+def _sentences(
+    config: RunConfig,
+    data: Prepared,
+    first: CheapArm,
+    routing: Routing,
+    served: Served,
+    main: Variant,
+    curves: Frontier | None,
+) -> list[str]:
+    """Return what was decided and why."""
+    said = [_who(routing, main)]
+    if routing.model is None:
+        said.append(
+            f"{routing.gains.users.size} calibration users are too few to predict gains; give {FEWEST}."
+        )
+    else:
+        said.append(_capital(str(routing.model.evidence)))
+    if routing.estimate is not None and routing.allocation.policy != "gain-per-cost":
+        paying = int((routing.estimate.lower > 0).sum())
+        said.append(
+            f"The policy gain-per-cost would ask for {paying:,} of {routing.estimate.users.size:,} test "
+            f"users, those for whom the lower bound of the expected gain is above 0."
+        )
+    said.append(_capital(str(routing.headroom)))
+    if curves is not None:
+        said.append(_capital(str(curves)))
+    said += [_capital(str(label)) for label in _labels(config, data, first, routing, served, main)]
+    return said
+
+
+def _who(routing: Routing, main: Variant) -> str:
+    allocation = routing.allocation
+    n, m = int(allocation.routed.sum()), allocation.users.size
+    if n:
+        return (
+            f"{n:,} of {m:,} test users get the LLM by the policy {allocation.policy}, within a budget of "
+            f"{allocation.budget}."
+        )
+    if allocation.policy == "gain-per-cost":
+        why = (
+            "calibration users are served best with a weight of 0 for the LLM"
+            if main.choice.weight == 0
+            else "for no test user is the lower bound of the expected gain above 0"
+        )
+        return f"Nothing is spent on test users: {why}."
+    return f"Nobody gets the LLM: the policy is {allocation.policy}, the budget {allocation.budget}."
+
+
+def _labels(
+    config: RunConfig, data: Prepared, first: CheapArm, routing: Routing, served: Served, main: Variant
+) -> list[object]:
+    """Return whether the label of weak users repeats itself, and what a random order does to their number."""
+    metric, whole = config.evaluation.primary, first.rankings["test"]
+    targets, seen = data.split.targets("test"), data.split.history("test")
+    label = routing.weakness
+    later = weak_users(
+        ranks_from_ranking(whole, targets, seen=seen),
+        seen.lengths,
+        fold="test",
+        metric=metric,
+        t_s=Threshold.value(label.t_s),
+        t_p=Threshold.quantile(0.2),
+    )
+    said: list[object] = [stability(label, later, seed=config.seed)]
+    if served.rows.size:
+        said.append(_weak_counts(config, data, first, served, main, later))
+    return said
+
+
+def _weak_counts(
+    config: RunConfig, data: Prepared, first: CheapArm, served: Served, main: Variant, later: object
+) -> WeakCounts:
+    whole, depth = first.rankings["test"], config.llm.candidates
+    treated = np.zeros(whole.users.size, dtype=bool)
+    treated[served.rows] = True
+    items = whole.items.copy()
+    items[served.rows] = fuse(whole.take(served.rows), main.odds, main.choice.weight, depth).items
+    return count_weak(
+        f"the LLM, {main.name}",
+        whole,
+        Ranking(users=whole.users, items=items, scores=whole.scores),
+        later,  # type: ignore[arg-type]
+        treated,
+        data.split.targets("test"),
+        seen=data.split.history("test"),
+        m=min(depth, whole.k),
+        metric=config.evaluation.primary,
+        seed=config.seed,
+    )
+
+
+def _curves(
+    config: RunConfig, data: Prepared, first: CheapArm, routing: Routing, served: Served, main: Variant
+) -> Frontier | None:
+    """Return what policies are worth on users drawn at random, or None where nobody was."""
+    if routing.allocation.policy not in UNBIASED or served.rows.size < FEWEST or main.choice.weight == 0:
+        return None
+    metric, head = config.evaluation.primary, first.rankings["test"].take(served.rows)
+    targets, seen = data.split.targets("test"), data.split.history("test")
+    fused = fuse(head, main.odds, main.choice.weight, config.llm.candidates)
+    cheap = evaluate_ranking("cheap", head, targets, [metric], seen=seen)
+    llm = evaluate_ranking("llm", fused, targets, [metric], seen=seen)
+    costs = routing.costs.at(head.users)
+    prices = dict(zip(costs.users.tolist(), costs.values.tolist(), strict=True))
+    trial = Trial.of(cheap, llm, metric, prices)
+    gains = Gains.between(llm, cheap, metric, "test")
+    scores = {name: [score] for name, score in _scores(config, data, routing, trial, gains).items()}
+    return frontier([trial], scores, level=config.evaluation.level, seed=config.seed)
+
+
+def _scores(
+    config: RunConfig, data: Prepared, routing: Routing, trial: Trial, gains: Gains
+) -> Mapping[str, DoubleArray]:
+    """Return each rule's score of the trial's users."""
+    evidence = Evidence(
+        weakness=routing.weakness, signals=routing.signals, gain=routing.estimate, gains=gains
+    )
+    lengths = data.split.history("test").lengths[trial.users]
+    found = {}
+    for name in RULES:
+        if name == "gain-per-cost" and routing.estimate is None:
+            continue
+        chosen = allocate(
+            name,
+            trial.users,
+            lengths,
+            seed=config.seed,
+            costs=routing.costs.at(trial.users),
+            evidence=evidence,
+        )
+        found[name] = chosen.scores.astype(np.float64)
+    return found
+
+
+def _policy(name: str, curve: Curve) -> PolicyFacts:
+    share = curve.needed.get(0.95)
+    return {
+        "name": name,
+        "curve": [[float(x), float(y)] for x, y in zip(curve.shares, curve.quality, strict=True)],
+        "recovered": _ends(curve.apgr),
+        "share_95": share if share is not None and np.isfinite(share) else None,
+        "oracle": name == "oracle",
+    }
+
+
+def _groups(routing: Routing, data: Prepared) -> list[GroupFacts]:
+    users = routing.allocation.users
+    lengths = data.split.history("test").lengths[users]
+    group = activity_groups(lengths, GROUPS)
+    estimate = None if routing.estimate is None else routing.estimate.at(users).mean
+    found = []
+    for number in np.unique(group).tolist():
+        rows = group == number
+        own = lengths[rows]
+        low, high = int(own.min()), int(own.max())
+        facts = {
+            "label": str(low) if low == high else f"{low} to {high}",
+            "users": int(rows.sum()),
+            "routed": int(routing.allocation.routed[rows].sum()),
+            "expected": None if estimate is None else float(estimate[rows].mean()),
+        }
+        found.append(cast(GroupFacts, facts))
+    return found
+
+
+def _ends(found: Interval) -> list[float]:
+    return [found.mean, found.low, found.high]
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
