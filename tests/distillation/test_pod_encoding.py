@@ -214,6 +214,27 @@ def test_row_zero_stays_zero_and_answers_get_none(folders: dict[str, Path]) -> N
     assert not module(labels).any()
 
 
+def test_whole_word_rows_enter_the_fingerprint(folders: dict[str, Path]) -> None:
+    """Models that answer differently have other cache keys; rows that come back from disk have the same."""
+    found = []
+    for options in (None, {}, {"init": 0.5}, {"init": 0.5, "seed": 1}, {"init": 0.5, "max_entities": 4}):
+        lm, openings = prompted(folders["scratch"])
+        if options is not None:
+            add_whole_word(lm, rows_of(lm, Encoder(lm, NUMBERS, openings), **options))
+        found.append(lm.fingerprint)
+    assert len(set(found)) == len(found)
+    module = whole_word(lm)
+    assert module is not None
+    again, _ = prompted(folders["scratch"])
+    saved = WholeWord.from_facts(module.facts)
+    saved.load_state_dict(module.state_dict())
+    add_whole_word(again, saved)
+    assert again.fingerprint == lm.fingerprint == found[-1]
+    with torch.no_grad():
+        module.table.weight[1, 0] += 1
+    assert lm.fingerprint != found[-1]
+
+
 def test_more_entities_than_rows_share_the_last_row(folders: dict[str, Path]) -> None:
     lm, openings = prompted(folders["scratch"])
     encoder = Encoder(lm, NUMBERS, openings)

@@ -131,7 +131,11 @@ class LocalLM(LanguageModel):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of configuration, weights, tokenizer, adapter, learned prompt and number type."""
+        """A hash of all that decides answers: configuration, weights, tokenizer, adapter, number type.
+
+        And of what was added to the input embedding: each of its parts that has a `sha256` tells its own,
+        such as a learned prompt or whole-word rows.
+        """
         parts: dict[str, Any] = {"dtype": self.dtype, "config": self.network.config.to_dict()}
         if self.source is not None:
             parts["files"] = loading.folder_hashes(self.source)
@@ -141,9 +145,9 @@ class LocalLM(LanguageModel):
             # Its evidence, which holds times, does not change what it answers.
             hashes = loading.folder_hashes(Path(self.adapter))
             parts["adapter"] = {n: hashes[n] for n in (adapters.CONFIG, adapters.WEIGHTS) if n in hashes}
-        learned = getattr(self.network.get_input_embeddings(), "task_prompt", None)
-        if learned is not None:
-            parts["prompt"] = learned.sha256
+        added = self.network.get_input_embeddings().named_children()
+        if read := {name: part.sha256 for name, part in added if hasattr(part, "sha256")}:
+            parts["input_embedding"] = read
         if self.known:
             from frugalrec.llm.kv_prefix import kv_prefix
 

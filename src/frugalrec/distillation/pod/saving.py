@@ -102,7 +102,8 @@ def _write_parts(lm: LocalLM, base: LocalLM, out: Path, mode: str) -> None:
         # The prompt's file names what it was made for: the network as it was just saved.
         source = out / MODEL if mode in TRAINS_ALL else base.source or base.model
         adapter = out / ADAPTER if mode == "lora+prompt" else None
-        saved = LocalLM.load(source, adapter=adapter, dtype=base.dtype, device="cpu")
+        dtype: Any = base.dtype
+        saved = LocalLM.load(source, adapter=adapter, dtype=dtype, device="cpu")
     saved.model = saved.model if mode in TRAINS_ALL else lm.model
     add_prompt(saved, prompt)
     save_prompt(saved, out / PROMPT)

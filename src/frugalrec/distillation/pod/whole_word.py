@@ -8,6 +8,8 @@ ids, so that scoring, beams and batches read them too; exported models cannot ha
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -127,6 +129,14 @@ class WholeWord(nn.Module):
             table = torch.zeros(size, dtype=torch.bool)
             table[list(tokens)] = True
             self.register_buffer(name, table)
+
+    @property
+    def sha256(self) -> str:
+        """Hash of rows, tokens and rules; it enters `LocalLM.fingerprint`."""
+        digest = hashlib.sha256(json.dumps(self.facts).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     @classmethod
     def from_facts(cls, facts: Mapping[str, Any]) -> Self:
