@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from frugalrec.data.dataset import Dataset
-from frugalrec.errors import ConfigError, DataError, ModelError
-from frugalrec.grounding.answers import AnswerCache, answer_key
+from frugalrec.errors import DataError
+from frugalrec.grounding.answers import answer_key
+from frugalrec.grounding.asking import Asker, Pair, ask_rows
+from frugalrec.grounding.base import Progress
 from frugalrec.ledger import Usage
 from frugalrec.llm.base import LanguageModel, PromptGroup
 from frugalrec.llm.prompts import RerankPrompt
 from frugalrec.types import PAD, FloatArray, Ranking
-
-Progress = Callable[[int, int], None]
-"""Called with (users done, users in all)."""
 
 
 class CandidateReranker:
@@ -52,26 +50,23 @@ class CandidateReranker:
             Log-odds, (n_users, k) float32, NaN where the ranking is padded; and what was spent in
             this call (answers from the cache cost nothing and are not in it).
         """
-        if self.users_per_batch < 1:
-            raise ConfigError(f"users_per_batch must be at least 1, not {self.users_per_batch}.")
         titles = histories.titles if titles is None else titles
         if len(titles) != histories.n_items:
             raise DataError(f"expected {histories.n_items} titles, one an item; got {len(titles)}.")
-        odds = np.full(ranking.items.shape, np.nan, dtype=np.float32)
-        usage, n = Usage(), ranking.users.size
-        fingerprint = "" if cache is None else self.llm.fingerprint  # once: it may hash files
-        with AnswerCache(cache) if cache is not None else nullcontext() as answers:
-            for start in range(0, n, self.users_per_batch):
-                rows = range(start, min(start + self.users_per_batch, n))
-                groups = [self._group(histories, ranking, row, titles) for row in rows]
-                known, spent = self._answers(groups, answers, fingerprint)
-                usage = usage + spent
-                for row, group in zip(rows, groups, strict=True):
-                    present = ranking.items[row] != PAD
-                    odds[row, present] = [known[group.prefix + suffix] for suffix in group.suffixes]
-                if progress is not None:
-                    progress(rows.stop, n)
-        return odds, usage
+
+        def pairs(row: int) -> list[Pair]:
+            group = self._group(histories, ranking, row, titles)
+            return [(group.prefix, suffix) for suffix in group.suffixes]
+
+        with Asker(self.llm, self._log_odds, self._key, cache) as asker:
+            odds = ask_rows(
+                asker,
+                ranking.items != PAD,
+                pairs,
+                users_per_batch=self.users_per_batch,
+                progress=progress,
+            )
+        return odds.astype(np.float32), asker.usage
 
     def _group(self, histories: Dataset, ranking: Ranking, row: int, titles: Sequence[str]) -> PromptGroup:
         user = int(ranking.users[row])
@@ -80,31 +75,12 @@ class CandidateReranker:
         candidates = ranking.items[row][ranking.items[row] != PAD]
         return self.prompt.group(histories.items[span].tolist(), values, candidates.tolist(), titles)
 
-    def _answers(
-        self, groups: Sequence[PromptGroup], cache: AnswerCache | None, fingerprint: str
-    ) -> tuple[dict[str, float], Usage]:
-        """Return prompt -> log-odds for all prompts of the groups, and what it cost."""
-        texts = list(dict.fromkeys(g.prefix + suffix for g in groups for suffix in g.suffixes))
-        keys = {text: answer_key(fingerprint, text, self.prompt.answers) for text in texts}
-        stored = {} if cache is None else cache.get(keys.values())
-        known = {text: stored[key] for text, key in keys.items() if key in stored}
-        missing: dict[str, dict[str, None]] = {}  # prefix -> suffixes; users may share both
-        for group in groups:
-            for suffix in group.suffixes:
-                if group.prefix + suffix not in known:
-                    missing.setdefault(group.prefix, {})[suffix] = None
-        asked = [PromptGroup(prefix=prefix, suffixes=tuple(some)) for prefix, some in missing.items()]
-        if not asked:
-            return known, Usage()
-        logits, usage = self.llm.choose(asked, self.prompt.answers)
-        fresh: dict[str, float] = {}
-        for group, pair in zip(asked, logits, strict=True):
-            values = np.asarray(pair, dtype=np.float64)
-            log_odds = values[:, 0] - values[:, 1]
-            if not np.isfinite(log_odds).all():
-                raise ModelError(f"{self.llm.model} gave answers that are not finite numbers; try float32.")
-            for suffix, value in zip(group.suffixes, log_odds, strict=True):
-                fresh[group.prefix + suffix] = float(np.float32(value))
-        if cache is not None:
-            cache.put({keys[text]: value for text, value in fresh.items()}, usage)
-        return known | fresh, usage
+    def _key(self, fingerprint: str, pair: Pair) -> bytes:
+        return answer_key(fingerprint, pair[0] + pair[1], self.prompt.answers)
+
+    def _log_odds(self, asked: Mapping[str, Sequence[str]]) -> tuple[list[FloatArray], Usage]:
+        """Return the log-odds of each prefix's suffixes, and what they cost."""
+        groups = [PromptGroup(prefix=prefix, suffixes=tuple(some)) for prefix, some in asked.items()]
+        rows, usage = self.llm.choose(groups, self.prompt.answers)
+        exact = [np.asarray(row, dtype=np.float64) for row in rows]
+        return [(row[:, 0] - row[:, 1]).astype(np.float32) for row in exact], usage

@@ -7,22 +7,22 @@ they ask the same questions, and agree to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from frugalrec.data.dataset import Dataset
-from frugalrec.errors import ConfigError, ModelError
-from frugalrec.grounding.answers import AnswerCache, answer_key
+from frugalrec.errors import ConfigError
+from frugalrec.grounding.answers import answer_key
+from frugalrec.grounding.asking import Asker, Pair, ask_rows
 from frugalrec.grounding.base import Progress, checked_users
 from frugalrec.grounding.questions import checked_titles, questions
 from frugalrec.ledger import Usage
 from frugalrec.llm.base import LanguageModel
 from frugalrec.llm.next_title import NextTitlePrompt
-from frugalrec.types import PAD, FloatArray, Ranking
+from frugalrec.types import PAD, DoubleArray, FloatArray, Ranking
 
 
 class TitleLikelihood:
@@ -69,8 +69,6 @@ class TitleLikelihood:
             holds no text; and what was spent in this call (answers from the cache cost nothing and are
             not in it).
         """
-        if self.users_per_batch < 1:
-            raise ConfigError(f"users_per_batch must be at least 1, not {self.users_per_batch}.")
         if not 0 <= self.surprise < np.inf:
             raise ConfigError(f"surprise must be a number of at least 0, not {self.surprise}.")
         names = checked_titles(titles, histories)
@@ -80,20 +78,26 @@ class TitleLikelihood:
         asked = (ranking.items != PAD) & np.array([bool(name) for name in names])[ranking.items]
         listed = np.unique(ranking.items[asked]).tolist()
         answers = {item: self.prompt.answer(names[item]) + end for item in listed}
-        scores = np.full(ranking.items.shape, np.nan, dtype=np.float32)
-        with AnswerCache(cache) if cache is not None else nullcontext() as store:
-            asker = _Asker(self.lm, store)
-            usual = asker.ask([self.prompt.question([])], [list(answers.values())]) if self.surprise else {}
-            for start in range(0, users.size, self.users_per_batch):
-                rows = range(start, min(start + self.users_per_batch, users.size))
-                wanted = [[answers[i] for i in ranking.items[row, asked[row]].tolist()] for row in rows]
-                known = asker.ask([texts[row] for row in rows], wanted)
-                for row, own in zip(rows, wanted, strict=True):
-                    values = [known[texts[row], a] - self._usual(usual, a) for a in own]
-                    scores[row, asked[row]] = values
-                if progress is not None:
-                    progress(rows.stop, users.size)
-        return scores, asker.usage
+
+        def pairs(row: int) -> list[Pair]:
+            return [(texts[row], answers[item]) for item in ranking.items[row, asked[row]].tolist()]
+
+        with Asker(self.lm, self._sums, _key, cache) as asker:
+            usual = self._usual(asker, answers, histories.n_items)
+            sums = ask_rows(asker, asked, pairs, users_per_batch=self.users_per_batch, progress=progress)
+        return (sums - usual[ranking.items]).astype(np.float32), asker.usage
+
+    def _sums(self, asked: Mapping[str, Sequence[str]]) -> tuple[list[FloatArray], Usage]:
+        return self.lm.loglikelihood(list(asked), list(asked.values()))
+
+    def _usual(self, asker: Asker, answers: Mapping[int, str], n_items: int) -> DoubleArray:
+        """Return what is taken off each item's log-probability, (n_items,)."""
+        usual = np.zeros(n_items)
+        if self.surprise and answers:
+            nobody = self.prompt.question([])
+            known = asker.values((nobody, answer) for answer in answers.values())
+            usual[list(answers)] = [self.surprise * known[nobody, answer] for answer in answers.values()]
+        return usual
 
     def _room(self, titles: list[str], end: str) -> int:
         """Return the tokens of the longest title, the end included; found out once a catalogue."""
@@ -108,40 +112,6 @@ class TitleLikelihood:
             self._longest = (titles, max(len(query.positions) for query in queries))
         return self._longest[1]
 
-    def _usual(self, usual: dict[tuple[str, str], float], answer: str) -> float:
-        return self.surprise * usual[self.prompt.question([]), answer] if self.surprise else 0.0
 
-
-class _Asker:
-    """Asks for log-probabilities, each question and answer once, and remembers what that cost."""
-
-    def __init__(self, lm: LanguageModel, store: AnswerCache | None) -> None:
-        self.lm = lm
-        self.store = store
-        self.fingerprint = "" if store is None else lm.fingerprint  # once: it may hash files
-        self.usage = Usage()
-
-    def ask(self, texts: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[tuple[str, str], float]:
-        """Return (question, answer) -> log-probability."""
-        pairs = list(dict.fromkeys((t, a) for t, own in zip(texts, answers, strict=True) for a in own))
-        keys = {(t, a): answer_key(self.fingerprint, t, ("log-probability", a)) for t, a in pairs}
-        stored = {} if self.store is None else self.store.get(keys.values())
-        known = {pair: stored[key] for pair, key in keys.items() if key in stored}
-        missing: dict[str, list[str]] = {}
-        for text, answer in pairs:
-            if (text, answer) not in known:
-                missing.setdefault(text, []).append(answer)
-        if not missing:
-            return known
-        sums, usage = self.lm.loglikelihood(list(missing), list(missing.values()))
-        fresh = {
-            (text, answer): float(value)
-            for (text, own), values in zip(missing.items(), sums, strict=True)
-            for answer, value in zip(own, values, strict=True)
-        }
-        if not np.isfinite(list(fresh.values())).all():
-            raise ModelError(f"{self.lm.model} gave answers that are not finite numbers; try float32.")
-        if self.store is not None:
-            self.store.put({keys[pair]: value for pair, value in fresh.items()}, usage)
-        self.usage = self.usage + usage
-        return known | fresh
+def _key(fingerprint: str, pair: Pair) -> bytes:
+    return answer_key(fingerprint, pair[0], ("log-probability", pair[1]))

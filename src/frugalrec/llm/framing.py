@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from frugalrec.errors import ModelError
 from frugalrec.llm.base import LanguageModel
 
 _MARK = "SYSTEM-GOES-HERE"
@@ -18,7 +17,8 @@ class Framed:
 
     text: str
     blank: str
-    """What an answer begins with: a blank after plain text, nothing after a chat template."""
+    """What an answer begins with: a blank after plain text; nothing after a chat template, and nothing where
+    answers are texts of their own (encoder-decoder models)."""
 
 
 def framed(lm: LanguageModel, system: str, user: str) -> Framed:
@@ -34,7 +34,8 @@ def framed(lm: LanguageModel, system: str, user: str) -> Framed:
     chat: Callable[..., str] | None = getattr(lm, "chat", None)
     tokenizer = getattr(lm, "tokenizer", None)
     if chat is None or not getattr(tokenizer, "chat_template", None):
-        return Framed(text=f"{system}\n\n{user}\nAnswer:".lstrip("\n"), blank=" ")
+        blank = "" if getattr(lm, "is_encoder_decoder", False) else " "
+        return Framed(text=f"{system}\n\n{user}\nAnswer:".lstrip("\n"), blank=blank)
     if system and _has_system_role(tokenizer):
         return Framed(text=chat(user, system), blank="")
     return Framed(text=chat(f"{system}\n\n{user}".lstrip("\n")), blank="")
@@ -45,7 +46,5 @@ def _has_system_role(tokenizer: Any) -> bool:
     turns = [{"role": "system", "content": _MARK}, {"role": "user", "content": "a"}]
     try:
         return _MARK in str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except Exception as error:  # templates raise what they like: jinja2's errors, ValueError, TypeError
-        if isinstance(error, ModelError):
-            raise
+    except Exception:  # templates raise what they like: jinja2's errors, ValueError, TypeError
         return False

@@ -7,15 +7,16 @@ prefer some letters and places whatever stands there, so show the candidates in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from frugalrec.errors import ConfigError, ModelError
+from frugalrec.errors import ConfigError
+from frugalrec.grounding.answers import answer_key
+from frugalrec.grounding.asking import Asker, Pair, ask_rows
 from frugalrec.grounding.base import Progress
 from frugalrec.grounding.listwise.aggregation import agreement, kendall_tau
 from frugalrec.grounding.listwise.orders import shown_orders
@@ -25,7 +26,7 @@ from frugalrec.grounding.listwise.windows import Asked, Window, WindowReranker
 from frugalrec.ledger import Usage
 from frugalrec.llm.base import LanguageModel, PromptGroup
 from frugalrec.llm.framing import framed
-from frugalrec.types import DoubleArray
+from frugalrec.types import DoubleArray, FloatArray
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class FirstTokenReranker(WindowReranker):
 
     lm: LanguageModel
     prompt: ListwisePrompt
+    cache: Path | None = field(default=None, kw_only=True)
+    """An SQLite file of earlier answers, which is read and extended."""
     prompts_per_batch: int = field(default=32, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -44,8 +47,6 @@ class FirstTokenReranker(WindowReranker):
                 f"a window of {self.window} candidates needs more than the {len(LETTERS)} letters that name "
                 f"them by one token; give a window of at most {len(LETTERS)}."
             )
-        if self.prompts_per_batch < 1:
-            raise ConfigError(f"prompts_per_batch must be at least 1, not {self.prompts_per_batch}.")
 
     @property
     def _words(self) -> ListwisePrompt:
@@ -76,29 +77,41 @@ class FirstTokenReranker(WindowReranker):
         ).text
 
     def _letters(
-        self, sizes: dict[str, int], progress: Progress | None
-    ) -> tuple[dict[str, NDArray[Any]], Usage]:
-        """Return prompt -> log-probability of each letter, and what it cost."""
-        blank = framed(self.lm, "", "").blank
-        known: dict[str, NDArray[Any]] = {}
+        self, sizes: Mapping[str, int], progress: Progress | None
+    ) -> tuple[dict[str, DoubleArray], Usage]:
+        """Return prompt -> log-probability of each of its letters, and what that cost."""
+        texts, blank = list(sizes), framed(self.lm, "", "").blank
+
+        def pairs(row: int) -> list[Pair]:
+            return [(texts[row], blank + letter) for letter in LETTERS[: sizes[texts[row]]]]
+
+        asked = np.arange(max(sizes.values(), default=0)) < np.array(list(sizes.values()))[:, None]
+        with Asker(self.lm, self._log_probabilities, _key, self.cache) as asker:
+            found = ask_rows(asker, asked, pairs, users_per_batch=self.prompts_per_batch, progress=progress)
+        return {text: found[row, : sizes[text]] for row, text in enumerate(texts)}, asker.usage
+
+    def _log_probabilities(self, asked: Mapping[str, Sequence[str]]) -> tuple[list[FloatArray], Usage]:
+        """Return the log-probability of each prompt's letters as the next token, and what they cost."""
+        found: dict[str, FloatArray] = {}
         usage = Usage()
-        for size in sorted(set(sizes.values())):
-            answers = [blank + letter for letter in LETTERS[:size]]
-            texts = [text for text, n in sizes.items() if n == size]
-            for start in range(0, len(texts), self.prompts_per_batch):
-                batch = texts[start : start + self.prompts_per_batch]
-                rows, spent = self.lm.choose([PromptGroup(prefix=t, suffixes=("",)) for t in batch], answers)
-                known |= {text: row[0] for text, row in zip(batch, rows, strict=True)}
-                usage = usage + spent
-                if progress is not None:
-                    progress(len(known), len(sizes))
-        if not all(np.isfinite(row).all() for row in known.values()):
-            raise ModelError(f"{self.lm.model} gave answers that are not finite numbers; try float32.")
-        return known, usage
+        for letters in sorted(set(map(tuple, asked.values()))):
+            groups = [
+                PromptGroup(prefix=text, suffixes=("",))
+                for text, own in asked.items()
+                if tuple(own) == letters
+            ]
+            rows, spent = self.lm.choose(groups, letters)
+            found |= {group.prefix: row[0] for group, row in zip(groups, rows, strict=True)}
+            usage = usage + spent
+        return [found[text] for text in asked], usage
+
+
+def _key(fingerprint: str, pair: Pair) -> bytes:
+    return answer_key(fingerprint, pair[0], ("first-token", pair[1]))
 
 
 def _opinion(
-    letters: Sequence[NDArray[Any]], orders: Sequence[Sequence[int]], min_agreement: float | None
+    letters: Sequence[DoubleArray], orders: Sequence[Sequence[int]], min_agreement: float | None
 ) -> Opinion:
     """Return the mean log-probability of each candidate over the orders in which it was shown."""
     points: list[DoubleArray] = []
