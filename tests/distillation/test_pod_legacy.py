@@ -19,18 +19,21 @@ import torch
 from frugalrec.data.dataset import Dataset, concatenate
 from frugalrec.data.splits import split
 from frugalrec.distillation.pod.encoding import Encoder
-from frugalrec.distillation.pod.generated import listed, published_hits, published_lists
 from frugalrec.distillation.pod.legacy import FAULTS, appearance_numbers, published
 from frugalrec.distillation.pod.loading import drop_cross_mask, load_pod
-from frugalrec.distillation.pod.model import Faults, PodConfig
+from frugalrec.distillation.pod.model import Faults, PodConfig, PodPrompt
 from frugalrec.distillation.pod.rows import PodRows, equal_turns
 from frugalrec.distillation.pod.samples import top_n_draw
 from frugalrec.distillation.pod.scratch import scratch_t5
 from frugalrec.distillation.pod.task import PodTask
-from frugalrec.distillation.pod.templates import EXPLANATION, SEQUENTIAL, TOP_N, write_ids
+from frugalrec.distillation.pod.templates import EXPLANATION, SEQUENTIAL, TOP_N, IdWriter, bare, write_ids
 from frugalrec.distillation.pod.training import PodTrainer
 from frugalrec.errors import ConfigError
+from frugalrec.evaluation.evaluate import evaluate_ranking
+from frugalrec.grounding.beam_decoding import BeamGrounder
 from frugalrec.grounding.item_ids import random_numbers
+from frugalrec.ledger import Usage
+from frugalrec.llm import beam_search
 from frugalrec.llm.local import LocalLM
 from frugalrec.llm.prompt_vectors import TaskPrompt, add_prompt, token_embeddings
 from frugalrec.testing.toys import cycle_dataset
@@ -168,21 +171,45 @@ def test_published_negatives_tell_held_out_items_apart() -> None:
     assert held_out_shown() > 100  # 20 x 24 prompts, each with 5 of 9 items that are not in training
 
 
-def test_published_lists_count_duplicates_and_draw_items_at_random() -> None:
-    writer = appearance_numbers(FOLDS.train)
-    target = writer.answers[3]
-    texts = [[target, f"{target} ", "no number", writer.answers[4]]]
-    lists = listed(texts, writer)
-    assert lists.items[0].tolist() == [3, 4, -1, -1]
-    assert (lists.invalid, lists.duplicates, lists.texts) == (1, 1, 4)
-    discounts = 1 / np.log2(np.arange(4) + 2)
-    assert ((lists.items == 3) * discounts).sum() <= 1
-    drawn = [published_lists(texts, writer, np.random.default_rng(seed)) for seed in range(6)]
-    assert published_hits(drawn[0], np.array([3])) >= 2  # above 1, which no hit rate can be
-    assert published_hits(lists.items, np.array([3])) == 1
-    assert (lists.items == 3).sum(axis=1).max() == 1
-    assert len({int(found[0, 2]) for found in drawn}) > 1  # another item for the same text
-    assert published_lists([["99999"]], writer, np.random.default_rng(0)).tolist() == [[-1]]
+def published_hits(texts: list[str], writer: IdWriter, target: int, rng: np.random.Generator) -> int:
+    """The published count: a text without number becomes an item at random, and each right text is a hit."""
+    items = [int(text) if text.isdigit() else int(rng.choice(writer.answers)) for text in texts]
+    return items.count(int(writer.answers[target]))
+
+
+def test_an_item_written_twice_is_one_hit_and_judging_again_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published evaluation counts it twice, and differs from call to call."""
+    lm, users, n = t5(tmp_path / "t5"), FOLDS.users("test")[:3], 4
+    tokens = lm.tokenizer.convert_tokens_to_ids
+    targets = [int(FOLDS.test.history(int(user))[0]) for user in users]
+
+    def texts_of(target: int) -> list[list[int]]:
+        number = WRITER.answers[target]  # of two digits: one piece, or two
+        other = WRITER.answers[(target + 1) % 16]
+        pieces = [["▁" + number], ["▁" + number[0], number[1]], ["▁went"], ["▁" + other]]
+        return [tokens(piece) for piece in pieces]
+
+    found = [texts_of(target) for target in targets]
+    written = beam_search.Written(tokens=found, scores=-np.arange(12, dtype=np.float32).reshape(3, n))
+    monkeypatch.setattr(beam_search, "beam_search", lambda *_, **__: (written, Usage()))
+    prompt = PodPrompt(writer=WRITER, template=bare(SEQUENTIAL))
+    way = BeamGrounder(lm, prompt, titles=WRITER.answers)
+    judged = []
+    for _ in range(2):
+        ranking, _ = way.ground(FOLDS.history("test"), users, n, seen="include")
+        assert all(len(set(row[:2])) == 2 and row[2:] == [-1, -1] for row in ranking.items.tolist())
+        held = FOLDS.targets("test")
+        judged.append(evaluate_ranking("beams", ranking, held, ["hit@4", "ndcg@4"], seen=None, lists=0))
+    assert way.outputs is not None
+    assert (way.outputs.duplicate.tolist(), way.outputs.invalid.tolist()) == ([1] * 3, [1] * 3)
+    for name in ("hit@4", "ndcg@4"):
+        np.testing.assert_array_equal(judged[0].values[name], judged[1].values[name])
+        assert judged[0].values[name].tolist() == [1.0] * 3
+    said = [lm.tokenizer.decode(text).strip() for text in found[0]]
+    drawn = [published_hits(said, WRITER, targets[0], np.random.default_rng(seed)) for seed in range(40)]
+    assert set(drawn) == {2, 3}
 
 
 def test_a_model_trained_as_published_keeps_its_faults(tmp_path: Path) -> None:
