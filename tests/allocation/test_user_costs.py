@@ -77,7 +77,9 @@ def test_a_budget_in_words_reads_back(kind, amount):
     assert Budget.parse(str(budget).replace(",", "")) == budget
 
 
-@pytest.mark.parametrize("text", ["300", "many users", "-5 users", "3 apples", "30 % users", "", "1M%", "2 usd"])
+@pytest.mark.parametrize(
+    "text", ["300", "many users", "-5 users", "3 apples", "30 % users", "", "1M%", "2 usd"]
+)
 def test_an_unreadable_budget_says_how_to_write_one(text):
     with pytest.raises(ConfigError, match=r"write 300 users, 2\.50 USD"):
         Budget.parse(text)

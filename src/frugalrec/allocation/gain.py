@@ -260,10 +260,11 @@ def _skill(
     The correlation is of what a prediction adds to the other folds' mean: that mean is lower where a fold's
     own outcomes are high, and alone would make the correlation negative.
     """
-    rng = generator(seed, "gain", "skill")
-    drawn = [np.arange(y.size), *rng.integers(y.size, size=(resamples, y.size))]
-    r2 = np.array([_r2(y[rows], guess[rows], base[rows]) for rows in drawn])
-    rank = np.array([_spearman(y[rows], (guess - base)[rows]) for rows in drawn])
+    drawn = generator(seed, "gain", "skill").multinomial(y.size, np.full(y.size, 1 / y.size), size=resamples)
+    weights = np.concatenate([np.ones((1, y.size)), drawn])
+    total, rest = weights @ (y - base) ** 2, weights @ (y - guess) ** 2
+    r2 = 1.0 - np.divide(rest, total, out=np.full(total.size, np.nan), where=total > 0)
+    rank = _correlations(weights, _mid_ranks(y), _mid_ranks(np.round(guess - base, 12)))
     edges = ((1 - level) / 2, (1 + level) / 2)
 
     def summary(values: DoubleArray) -> Interval:
@@ -274,15 +275,15 @@ def _skill(
     return summary(r2), summary(rank)
 
 
-def _r2(y: DoubleArray, guess: DoubleArray, base: DoubleArray) -> float:
-    total = float(np.sum((y - base) ** 2))
-    return 1.0 - float(np.sum((y - guess) ** 2)) / total if total > 0 else float("nan")
-
-
-def _spearman(a: DoubleArray, b: DoubleArray) -> float:
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float(np.corrcoef(_mid_ranks(a), _mid_ranks(b))[0, 1])
+def _correlations(weights: DoubleArray, a: DoubleArray, b: DoubleArray) -> DoubleArray:
+    """Return the correlation of a and b under each row of weights, (r,); 0 where either is constant."""
+    a, b = a - a.mean(), b - b.mean()
+    mass = weights.sum(axis=1)
+    first, second = weights @ a / mass, weights @ b / mass
+    together = weights @ (a * b) / mass - first * second
+    spread = (weights @ a**2 / mass - first**2) * (weights @ b**2 / mass - second**2)
+    safe = spread > 1e-9
+    return np.where(safe, together / np.sqrt(np.where(safe, spread, 1.0)), 0.0)
 
 
 def _mid_ranks(values: DoubleArray) -> DoubleArray:

@@ -1,14 +1,16 @@
 """A threshold with a guarantee: of the users routed, at most a share alpha are harmed by the LLM.
 
 Thresholds are tried in an order fixed beforehand, from the tenth of the calibration users with the highest
-scores down to everybody, and the search stops at the first whose harm is not surely below alpha (exact
-binomial bound). Testing in a fixed order needs no correction: with probability `confidence` over the draw
-of the calibration users, P(gain < 0 | routed) <= alpha holds at the threshold returned (fixed-sequence
-testing, as in Learn then Test, Angelopoulos et al. 2021; the bound is Clopper and Pearson 1934).
+scores (or more, if a tenth without any harm could not prove alpha) down to everybody, and the search stops
+at the first whose harm is not surely below alpha (exact binomial bound). Testing in a fixed order needs no
+correction: with probability `confidence` over the draw of the calibration users, P(gain < 0 | routed) <=
+alpha holds at the threshold returned (fixed-sequence testing, as in Learn then Test, Angelopoulos et al.
+2021; the bound is Clopper and Pearson 1934).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +33,7 @@ class HarmThreshold:
     n: int
     """Calibration users."""
     routed: int
-    """Calibration users at or above the threshold (above the first one tried, where none qualifies)."""
+    """Calibration users at or above the threshold (the first one tried, where none qualifies)."""
     harmed: int
     """Of these, users whom the LLM served worse."""
     bound: float
@@ -43,7 +45,7 @@ class HarmThreshold:
         if self.threshold is None:
             return (
                 f"no threshold keeps the share of harmed users at or below {self.alpha:.0%} with "
-                f"{self.confidence:.0%} confidence (already in the best tenth: {seen}); route nobody, allow "
+                f"{self.confidence:.0%} confidence (already at the first step: {seen}); route nobody, allow "
                 f"more harm, or calibrate on more users."
             )
         return (
@@ -70,8 +72,11 @@ def harm_threshold(
     if s.shape != delta.shape or s.ndim != 1 or not s.size or np.isnan(s).any() or np.isnan(delta).any():
         raise DataError(f"give one score and one gain a user, none NaN; got {s.shape} and {delta.shape}.")
     ordered = np.sort(s)[::-1]
+    # So many unharmed users prove alpha: smaller steps could only end the search. Known beforehand.
+    least = math.log(1 - confidence) / math.log(1 - alpha)
+    first = next((step for step in range(1, STEPS) if s.size * step / STEPS >= least), STEPS)
     best: HarmThreshold | None = None
-    for step in range(1, STEPS + 1):
+    for step in range(first, STEPS + 1):
         cut = float(ordered[-(-s.size * step // STEPS) - 1])
         inside = s >= cut
         routed, harmed = int(inside.sum()), int((delta[inside] < 0).sum())
