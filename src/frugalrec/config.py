@@ -105,7 +105,16 @@ class LLMConfig(Section):
     """The language model and how many users it may serve."""
 
     model: str = "smollm2-135m"
-    """An embedded model, a folder, a Hugging Face id, or `none`."""
+    """An embedded model, a folder, a Hugging Face id, an endpoint such as
+    `http://localhost:8000/v1#name-of-model`, or `none`."""
+    style: Literal["auto", "pointwise", "listwise", "first-token", "likelihood"] = "auto"
+    """How candidates are asked about: one yes/no question each (`pointwise`, the only one that is tuned), one
+    question for an order (`listwise`, `first-token`), or the likelihood of titles; `auto` is pointwise,
+    and listwise at an endpoint."""
+    replicas: int = Field(default=1, ge=1)
+    """Orders in which listwise candidates are shown; their answers are merged."""
+    promotion_cap: int | None = Field(default=None, ge=0)
+    """Listwise: no item moves up more than so many places."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     candidates: int = Field(default=20, ge=2)
     """How many items of the cheap list are re-ranked."""
@@ -119,6 +128,22 @@ class LLMConfig(Section):
     """Weights of the LLM in the fused score that validation chooses from; 0 is the cheap list."""
     calibration_users: int = Field(default=100, ge=1)
     """Validation users re-ranked to choose the fusion weight."""
+
+
+class EndpointConfig(Section):
+    """How an OpenAI-compatible endpoint is called, where `llm.model` is an address."""
+
+    profile: str = "generic"
+    """`openai`, `vllm`, `ollama`, `llamacpp` or `generic`."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key."""
+    cap: str | None = None
+    """The most that all calls of the run may cost, retries included: `2 USD`, `1M tokens`, `5000 calls`."""
+    concurrency: int = Field(default=16, ge=1)
+    requests_per_minute: float | None = Field(default=None, gt=0)
+    tokens_per_minute: float | None = Field(default=None, gt=0)
+    deadline_s: float = Field(default=120.0, gt=0)
+    """Seconds a request may take, waiting and retries included; then its user keeps the cheap list."""
 
 
 class AllocationConfig(Section):
@@ -157,6 +182,7 @@ class RunConfig(Section):
     selection: SelectionConfig = SelectionConfig()
     tuning: TuningConfig = TuningConfig()
     llm: LLMConfig = LLMConfig()
+    endpoint: EndpointConfig = EndpointConfig()
     allocation: AllocationConfig = AllocationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     prices: dict[str, Any] | None = None

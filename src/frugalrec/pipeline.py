@@ -8,7 +8,7 @@ from frugalrec.config import RunConfig
 from frugalrec.reporting import write
 from frugalrec.reporting.document import Report
 from frugalrec.runs import Observer, Run, storage_errors
-from frugalrec.stages import allocating, asking, cheap, data, llm, results, selection
+from frugalrec.stages import allocating, asking, cheap, data, llm, reranking, results, selection
 
 
 def run_pipeline(
@@ -34,7 +34,10 @@ def run_pipeline(
     # what is wrong with the options is said now, not after an hour
     cheap.check_names(config)
     allocating.check(config)
-    model = None if config.llm.model == "none" else llm.open_model(config)
+    model = None
+    if config.llm.model != "none":
+        reranking.check(config)
+        model = llm.open_model(config)
 
     with Run(folder, observer) as run:
         # data: read, split by time, audit for leaks; an error-level leak ends the run here

@@ -11,6 +11,7 @@ from frugalrec.runs import Run, Stage
 from frugalrec.stages import allocating, cheap
 from frugalrec.stages.asking import Calibration, Served, Variant
 from frugalrec.stages.data import prepare
+from frugalrec.stages.reranking import chars_read
 from frugalrec.stages.routing_facts import allocation_facts
 
 SETTINGS = {
@@ -114,10 +115,10 @@ def test_costs_follow_the_length_of_prompts_and_add_up_to_what_calibration_spent
     histories, ranking = data.split.history("valid"), first.rankings["valid"]
     costs = allocating.costs_of(config, data, histories, ranking, first, known)
     assert costs.total == pytest.approx(60_000)
-    chars = allocating.prompt_chars(config, histories, ranking)
+    chars = chars_read(config, histories, ranking)
     assert np.allclose(costs.values, 60_000 * chars / chars.sum())
     one = ranking.take(np.array([3]))
-    assert allocating.prompt_chars(config, histories, one)[0] == chars[3]
+    assert chars_read(config, histories, one)[0] == chars[3]
     seconds = configuration.load(None, {**SETTINGS, "allocation.budget": "60 s"})
     assert allocating.costs_of(seconds, data, histories, ranking, first, known).total == pytest.approx(20.0)
     calls = configuration.load(None, {**SETTINGS, "allocation.budget": "9 calls"})

@@ -140,6 +140,11 @@ def identity(model: str | Path) -> str:
     return file_hash(found) if isinstance(found, Path) else found
 
 
+def is_endpoint(model: str | Path) -> bool:
+    """Return whether a model is named by the address of an endpoint; see `frugalrec.llm.http`."""
+    return str(model).startswith(("http://", "https://"))
+
+
 def find(model: str | Path) -> Path | str:
     """Return what transformers should load for `model`: a folder, or a Hugging Face id unchanged.
 
@@ -150,6 +155,8 @@ def find(model: str | Path) -> Path | str:
     Raises:
         ModelError: If the embedded model is not fetched, or nothing fits the name.
     """
+    if is_endpoint(model):
+        raise ModelError(f"this step needs a model's weights, and {model} only answers; name a local model.")
     if str(model) in EMBEDDED:
         folder = cache_folder() / str(model)
         if not (folder / MANIFEST).is_file():

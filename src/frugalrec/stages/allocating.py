@@ -31,8 +31,8 @@ from frugalrec.rng import generator
 from frugalrec.stages.asking import Calibration
 from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.data import Prepared
-from frugalrec.stages.llm import prompt_for
-from frugalrec.types import PAD, Allocation, DoubleArray, Evaluation, LongArray, Ranking
+from frugalrec.stages.reranking import chars_read
+from frugalrec.types import Allocation, DoubleArray, Evaluation, LongArray, Ranking
 
 FOLDS = 5
 """Folds between which the fusion weight is chosen and its gain measured."""
@@ -204,8 +204,8 @@ def costs_of(
     """
     asked = first.rankings["valid"].take(main.rows)
     usage = main.stage.usage
-    known = prompt_chars(config, data.split.history("valid"), asked).sum()
-    chars = prompt_chars(config, histories, ranking)
+    known = chars_read(config, data.split.history("valid"), asked).sum()
+    chars = chars_read(config, histories, ranking)
     return scaled_costs(config, ranking, usage, chars / max(known, 1), main.rows.size)
 
 
@@ -224,19 +224,6 @@ def scaled_costs(
         seconds=usage.wall_s * shares,
         prices=config.price_table(),
     )
-
-
-def prompt_chars(config: RunConfig, histories: Dataset, ranking: Ranking) -> DoubleArray:
-    """Return the characters that the LLM reads for each user, a shared prefix once, (n,)."""
-    prompt, titles = prompt_for(config, histories), histories.titles
-    found = np.zeros(ranking.users.size)
-    for row, user in enumerate(ranking.users.tolist()):
-        span = slice(histories.indptr[user], histories.indptr[user + 1])
-        values = None if histories.values is None else histories.values[span]
-        items = ranking.items[row, : config.llm.candidates]
-        group = prompt.group(histories.items[span].tolist(), values, items[items != PAD].tolist(), titles)
-        found[row] = len(group.prefix) + sum(map(len, group.suffixes))
-    return found
 
 
 def _fused(

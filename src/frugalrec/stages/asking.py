@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +18,17 @@ from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.grounding.answers import AnswerCache
 from frugalrec.grounding.candidates import CandidateReranker
 from frugalrec.grounding.fusion import WeightChoice, choose_weight, fuse
-from frugalrec.ledger import Meter
+from frugalrec.grounding.reranking import Reranker, ScoreReranker
+from frugalrec.ledger import Meter, Usage
+from frugalrec.llm.http.accounts import spent
 from frugalrec.llm.prompts import RerankPrompt
 from frugalrec.rng import generator
 from frugalrec.runs import Run, Stage
-from frugalrec.stages.artefacts import load_arrays, load_json, save_arrays
+from frugalrec.stages.artefacts import load_arrays, load_json, save_arrays, save_json
 from frugalrec.stages.cheap import CheapArm
 from frugalrec.stages.data import Prepared
-from frugalrec.stages.llm import OpenModel, prompt_for, prompt_key
+from frugalrec.stages.llm import OpenModel
+from frugalrec.stages.reranking import JOURNAL, asking_key, endpoint_of, reranker_for
 from frugalrec.stages.selection import Samples
 from frugalrec.types import Adapter, Allocation, FloatArray, IntArray, Ranking
 
@@ -61,6 +64,8 @@ class Variant:
     """The fusion weight that calibration users chose."""
     valid: Stage
     test: Stage
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    """How many test users were answered, and why others keep the cheap list."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +123,10 @@ def serve(
     variants = {}
     for name, known in calibrated.items():
         stage, odds = _ask(run, config, data, first, "test", rows, name, known.loaded)
-        variants[name] = Variant(name=name, odds=odds, choice=known.choice, valid=known.stage, test=stage)
+        answers = load_json(stage.path / "answers.json")
+        variants[name] = Variant(
+            name=name, odds=odds, choice=known.choice, valid=known.stage, test=stage, answers=answers
+        )
     return Served(
         variants=variants,
         allocation=allocation,
@@ -144,25 +152,30 @@ def rerank_live(folder: Path, histories: Dataset, ranking: Ranking, student: Pat
 
     report = load_json(folder / "report.json")
     config = RunConfig.model_validate(yaml.safe_load(report["config_yaml"]))
+    reranker = _live(config, histories, folder, student)
+    scores = reranker.rerank(histories, ranking).scores
+    return fuse(ranking, scores, float(report["weights"]["chosen"]), config.llm.candidates)
+
+
+def _live(config: RunConfig, histories: Dataset, folder: Path, student: Path | None) -> Reranker:
+    """Return what re-ranks as a run did: its endpoint, its tuned model, or a student of that."""
     adapter = folder / "tuning" / "adapter"
-    llm, prompt = _asked_with(config, histories, adapter if adapter.is_dir() else None, student)
-    head = Ranking(
-        users=ranking.users,
-        items=ranking.items[:, : config.llm.candidates],
-        scores=ranking.scores[:, : config.llm.candidates],
-    )
-    odds, _ = CandidateReranker(llm, prompt).score(histories, head)
-    return fuse(ranking, odds, float(report["weights"]["chosen"]), config.llm.candidates)
+    own = adapter if adapter.is_dir() else None
+    if student is not None:
+        lm, prompt = _student(config, own, student)
+        return ScoreReranker(CandidateReranker(lm, prompt), depth=config.llm.candidates)
+    model = OpenModel(config.llm)
+    if model.is_endpoint:
+        return reranker_for(config, histories, lm=None, chat=endpoint_of(config, folder), cache=None)
+    return reranker_for(config, histories, lm=model.load(own), chat=None, cache=None)
 
 
-def _asked_with(
-    config: RunConfig, histories: Dataset, adapter: Path | None, student: Path | None
-) -> tuple[LocalLM, RerankPrompt]:
-    """Return the model and the prompt of a run, or those of a student."""
-    if student is None:
-        return OpenModel(config.llm).load(adapter), prompt_for(config, histories)
+def _student(config: RunConfig, adapter: Path | None, student: Path) -> tuple[LocalLM, RerankPrompt]:
+    """Return a student and its prompt."""
     from frugalrec.distillation.saving import load_student, read_student
 
+    if OpenModel(config.llm).is_endpoint:
+        raise ConfigError(f"the run asked the endpoint {config.llm.model}; a student needs a model here.")
     own = {} if read_student(student).evidence["options"]["mode"] == "lora" else {"adapter": adapter}
     lm, prompt = load_student(student, config.llm.model, dtype=config.llm.dtype, **own)
     if not isinstance(prompt, RerankPrompt):
@@ -206,27 +219,66 @@ def _ask(
     stage_name = f"llm/{fold}-{name}"
 
     def build(folder: Path, meter: Meter) -> None:
-        reranker = CandidateReranker(loaded.llm, prompt_for(config, data.dataset))
-        odds, _ = reranker.score(
+        cache = folder / "answers.sqlite"
+        chat = endpoint_of(config, run.folder) if loaded.model.is_endpoint else None
+        before = _spent_before(folder, run.folder / JOURNAL)
+        reranker = reranker_for(
+            config, data.dataset, lm=None if chat else loaded.llm, chat=chat, cache=None if chat else cache
+        )
+        found = reranker.rerank(
             data.split.history(fold),
             head,
             progress=lambda done, total: run.observer.progressed(stage_name, done, total),
-            cache=folder / "answers.sqlite",
         )
-        with AnswerCache(folder / "answers.sqlite") as cache:
-            meter.add(cache.spent())  # killed attempts included
-        save_arrays(folder / "odds.npz", users=head.users, items=head.items, odds=odds)
+        meter.add(_spent_in_all(found.usage, cache, run.folder / JOURNAL, before))
+        save_json(folder / "answers.json", found.report)
+        save_arrays(folder / "odds.npz", users=head.users, items=head.items, odds=found.scores)
 
     key = {
         "first": first.stage.hash,
         "model": loaded.key,
         "users": head.users.tolist(),
         "depth": depth,
-        "prompt": prompt_key(config),
+        "prompt": asking_key(config),
         "dtype": config.llm.dtype,
     }
     stage = run.stage(stage_name, key, build)
     return stage, load_arrays(stage.path / "odds.npz")["odds"]
+
+
+def _spent_before(folder: Path, journal: Path) -> Usage:
+    """Return what an endpoint's file had counted when this stage began, killed attempts at it included."""
+    note = folder / "spent-before.json"
+    if not note.is_file():
+        save_json(note, (_spent(journal) if journal.is_file() else Usage()).to_dict())
+    return Usage.from_dict(load_json(note))
+
+
+def _spent_in_all(usage: Usage, cache: Path, journal: Path, before: Usage) -> Usage:
+    """Return what a stage spent, what killed attempts at it spent included, where a file knows that."""
+    if journal.is_file():
+        now = _spent(journal)
+        return Usage(
+            tokens_in=now.tokens_in - before.tokens_in,
+            tokens_out=now.tokens_out - before.tokens_out,
+            llm_calls=now.llm_calls - before.llm_calls,
+        )
+    if not cache.is_file():
+        return usage
+    with AnswerCache(cache) as answers:
+        counted = answers.spent()
+    return counted if counted.llm_calls else usage  # a chat model's file keeps answers alone
+
+
+def _spent(journal: Path) -> Usage:
+    """Return the tokens that an endpoint's file has counted; estimates where the endpoint said nothing."""
+    found = spent(journal)
+    told = found.unreported == 0
+    return Usage(
+        tokens_in=found.reported_in if told else found.estimated_in,
+        tokens_out=found.reported_out if told else found.estimated_out,
+        llm_calls=found.calls,
+    )
 
 
 def _choose(config: RunConfig, data: Prepared, ranking: Ranking, odds: FloatArray) -> WeightChoice:

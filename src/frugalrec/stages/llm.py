@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from frugalrec.tuning.base import TrainingRow
 
 
+def tunes(config: RunConfig) -> bool:
+    """Return whether the run tunes its model: yes/no questions to a model in this process."""
+    local = not models.is_endpoint(config.llm.model)
+    return config.tuning.enabled and local and config.llm.style in ("auto", "pointwise")
+
+
 class OpenModel:
     """A language model by name: hashed at once, loaded only when a stage has to compute."""
 
@@ -34,8 +40,14 @@ class OpenModel:
 
     @cached_property
     def key(self) -> str:
-        """Return what identifies the weights: a hash of the folder, or the hub's id."""
-        return models.identity(self.config.model)
+        """Return what identifies the weights: a hash of the folder, the hub's id, or the address."""
+        name = self.config.model
+        return name if models.is_endpoint(name) else models.identity(name)
+
+    @property
+    def is_endpoint(self) -> bool:
+        """Return whether it answers at an address, and has no weights here."""
+        return models.is_endpoint(self.config.model)
 
     @cached_property
     def base(self) -> LocalLM:
@@ -60,7 +72,7 @@ def tune(
     run: Run, config: RunConfig, data: Prepared, first: CheapArm, samples: Samples, model: OpenModel
 ) -> tuple[Stage, Adapter] | None:
     """Tune a LoRA adapter on the kept samples, or return None where tuning is switched off."""
-    if not config.tuning.enabled:
+    if not tunes(config):
         return None
     from frugalrec.tuning.pointwise import PointwiseConfig, PointwiseTuner
 

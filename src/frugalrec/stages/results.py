@@ -42,6 +42,7 @@ from frugalrec.stages.routing_facts import allocation_facts
 
 PACKAGES = ("numpy", "scipy", "polars", "implicit", "torch", "transformers", "peft")
 GROUPS = 10
+ANSWERED = ("answered", "cached")
 
 
 def load_report(folder: Path) -> Report:
@@ -268,9 +269,24 @@ def _notes(config: RunConfig, data: Prepared, served: Served | None) -> tuple[st
         who = f"all {m}" if n == m else f"{n} of {m}"
         rest = "" if n == m else " The others keep the cheap list, in every LLM row and its controls."
         notes.append(f"The LLM re-ranked {who} test users (policy {served.allocation.policy}).{rest}")
+        notes += _failures(served)
     if config.data.allow:
         notes.append(f"Audit findings allowed by name: {', '.join(config.data.allow)}.")
     return tuple(notes)
+
+
+def _failures(served: Served) -> list[str]:
+    """Return, for each way to use the LLM, why routed users keep the cheap list after all, if any do."""
+    notes = []
+    for variant in served.variants.values():
+        reasons = {k: n for k, n in variant.answers.get("reasons", {}).items() if k not in ANSWERED}
+        if reasons:
+            told = ", ".join(f"{name} {n:,}" for name, n in sorted(reasons.items()))
+            notes.append(
+                f"{sum(reasons.values()):,} of {served.rows.size:,} routed users keep the cheap list after "
+                f"all, and count as they are (LLM, {variant.name}: {told})."
+            )
+    return notes
 
 
 def _versions() -> dict[str, str]:

@@ -1,0 +1,162 @@
+"""How a run asks about candidates: the style, the model behind it, and where answers are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from frugalrec.allocation.costs import Budget
+from frugalrec.config import RunConfig
+from frugalrec.data.dataset import Dataset
+from frugalrec.errors import ConfigError
+from frugalrec.grounding.listwise.prompt import LONGEST_HISTORY, ListwisePrompt
+from frugalrec.grounding.reranking import Reranker
+from frugalrec.grounding.styles import make_reranker
+from frugalrec.llm.models import is_endpoint
+from frugalrec.llm.next_title import NextTitlePrompt
+from frugalrec.stages.data import noun_of
+from frugalrec.stages.llm import prompt_for, prompt_key
+from frugalrec.types import PAD, DoubleArray, Ranking
+
+if TYPE_CHECKING:
+    from frugalrec.llm.base import LanguageModel
+    from frugalrec.llm.http import HttpChat
+
+JOURNAL = "endpoint.sqlite"
+"""In a run's folder: the answers of an endpoint and what they cost, kept whatever options change."""
+
+
+def style_of(config: RunConfig) -> str:
+    """Return how candidates are asked about.
+
+    Raises:
+        ConfigError: If an endpoint, which only answers, is to give probabilities.
+    """
+    style = config.llm.style
+    if not is_endpoint(config.llm.model):
+        return "pointwise" if style == "auto" else style
+    if style not in ("auto", "listwise"):
+        raise ConfigError(
+            f"llm.style {style} reads probabilities, and an endpoint only answers; use listwise."
+        )
+    return "listwise"
+
+
+def reranker_for(
+    config: RunConfig,
+    dataset: Dataset,
+    *,
+    lm: LanguageModel | None,
+    chat: HttpChat | None,
+    cache: Path | None,
+) -> Reranker:
+    """Return what scores candidates in the run's style.
+
+    Args:
+        config: The run's configuration.
+        dataset: Its data; names what an item is called.
+        lm: The model, if it is in this process.
+        chat: The endpoint otherwise; it keeps its own answers.
+        cache: A file of earlier answers of `lm`.
+    """
+    style = style_of(config)
+    options: dict[str, Any] = {}
+    if style == "listwise":
+        options = {"replicas": config.llm.replicas, "promotion_cap": config.llm.promotion_cap}
+    return make_reranker(
+        style,
+        lm=lm,
+        chat=chat,
+        prompt=_prompt(config, dataset, style),
+        depth=config.llm.candidates,
+        cache=cache,
+        **options,
+    )
+
+
+def endpoint_of(config: RunConfig, folder: Path | None) -> HttpChat:
+    """Return the endpoint that the run asks; answers and spending are kept in the run's folder.
+
+    Args:
+        config: The run's configuration.
+        folder: The run's folder; None forgets answers, and so cannot keep a cap.
+    """
+    from frugalrec.llm.http import CallPolicy, Endpoint, HttpChat
+
+    section = config.endpoint
+    address, _, name = config.llm.model.partition("#")
+    if not name:
+        raise ConfigError(f"{address} does not say which model: write {address}#name-of-model.")
+    return HttpChat(
+        Endpoint(base_url=address, model=name, profile=section.profile, api_key_env=section.api_key_env),
+        policy=CallPolicy(
+            concurrency=section.concurrency,
+            requests_per_minute=section.requests_per_minute,
+            tokens_per_minute=section.tokens_per_minute,
+            deadline_s=section.deadline_s,
+        ),
+        prices=config.price_table(),
+        cap=_cap(section.cap),
+        file=None if folder is None else folder / JOURNAL,
+    )
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a style, an endpoint, a key or a cap that cannot be used, before anything is computed."""
+    style_of(config)
+    if is_endpoint(config.llm.model):
+        endpoint_of(config, Path()).client.check()
+
+
+def asking_key(config: RunConfig) -> dict[str, Any]:
+    """Return what decides the questions; enters the keys of stages that ask."""
+    style = style_of(config)
+    if style == "pointwise":
+        return prompt_key(config)
+    more = config.llm.model_dump(include={"replicas", "promotion_cap"}) if style == "listwise" else {}
+    return {**prompt_key(config), "style": style, **more}
+
+
+def chars_read(config: RunConfig, histories: Dataset, ranking: Ranking) -> DoubleArray:
+    """Return the characters that the LLM reads for each user, a shared prefix once, (n,)."""
+    titles, depth = histories.titles, config.llm.candidates
+    listwise = _prompt(config, histories, "listwise")
+    pointwise = prompt_for(config, histories)
+    at_once = style_of(config) in ("listwise", "first-token")
+    found = np.zeros(ranking.users.size)
+    for row, user in enumerate(ranking.users.tolist()):
+        span = slice(histories.indptr[user], histories.indptr[user + 1])
+        values = None if histories.values is None else histories.values[span]
+        history, items = histories.items[span].tolist(), ranking.items[row, :depth]
+        shown = items[items != PAD].tolist()
+        if at_once and shown:
+            request = listwise.request(
+                listwise.for_history(history, values, titles), [titles[item] for item in shown]
+            )
+            found[row] = config.llm.replicas * (len(request.system) + len(request.user))
+        elif not at_once:
+            group = pointwise.group(history, values, shown, titles)
+            found[row] = len(group.prefix) + sum(map(len, group.suffixes))
+    return found
+
+
+def _prompt(config: RunConfig, dataset: Dataset, style: str) -> Any:
+    noun, window = noun_of(config, dataset), min(config.selection.window, LONGEST_HISTORY)
+    if style == "pointwise":
+        return prompt_for(config, dataset)
+    if style == "likelihood":
+        return NextTitlePrompt(noun=noun, window=config.selection.window)
+    return ListwisePrompt(noun=noun, window=window, min_like=config.llm.min_like)
+
+
+def _cap(text: str | None) -> Any:
+    from frugalrec.llm.http import SpendCap
+
+    if text is None:
+        return None
+    budget = Budget.parse(text)
+    if budget.kind not in ("money", "tokens", "calls", "seconds"):
+        raise ConfigError(f"endpoint.cap is {text!r}; a cap is in money, tokens, calls or seconds.")
+    return SpendCap(limit=budget.amount, unit=budget.kind)  # type: ignore[arg-type]
