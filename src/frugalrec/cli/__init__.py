@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from frugalrec import __version__
-from frugalrec.cli import data, distilling, models, runs, tuning
+from frugalrec.cli import data, distilling, models, runs, serving, tuning
 from frugalrec.errors import FrugalrecError
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ tuning.register(app)
 distilling.register(app)
 data.register(app)
 models.register(app)
+serving.register(app)
 
 
 def main() -> None:
