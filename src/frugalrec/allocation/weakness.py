@@ -241,7 +241,10 @@ def _likeliest_kappa(values: DoubleArray, n: DoubleArray, groups: LongArray) -> 
     best = int(np.argmin([cost(point) for point in grid]))
     low, high = grid[max(best - 1, 0)], grid[min(best + 1, grid.size - 1)]
     found = minimize_scalar(cost, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(found.x)), "likelihood"
+    kappa = float(np.exp(found.x))
+    if kappa > LARGEST_KAPPA / 10:
+        return kappa, "likelihood, at its end: values tell nothing beyond their group's mean"
+    return kappa, "likelihood"
 
 
 def _group_means(values: DoubleArray, n: DoubleArray, groups: LongArray, kappa: float) -> DoubleArray:
