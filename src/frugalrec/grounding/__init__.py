@@ -12,6 +12,8 @@ from frugalrec.grounding.item_head import ItemHeadGrounder
 from frugalrec.grounding.likelihood import TitleLikelihood
 from frugalrec.grounding.measuring import Cost, measure_grounders
 from frugalrec.grounding.nearest import NearestGrounder
+from frugalrec.grounding.promotion import cap_promotions
+from frugalrec.grounding.reranking import Reranked, Reranker, ScoreReranker
 from frugalrec.grounding.reweighting import (
     GAMMAS,
     choose_gamma,
@@ -32,10 +34,14 @@ __all__ = [
     "ItemHeadGrounder",
     "NearestGrounder",
     "Outputs",
+    "Reranked",
+    "Reranker",
+    "ScoreReranker",
     "TitleLikelihood",
     "TitleTrie",
     "TrieGrounder",
     "WeightChoice",
+    "cap_promotions",
     "choose_gamma",
     "choose_weight",
     "filled",

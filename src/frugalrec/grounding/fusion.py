@@ -12,30 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from frugalrec.errors import ConfigError, DataError
-from frugalrec.types import PAD, DoubleArray, FloatArray, Ranking
-
-
-def standard_scores(values: NDArray[Any], known: NDArray[np.bool_]) -> DoubleArray:
-    """Return z-scores along each row over the known entries; 0 elsewhere.
-
-    Args:
-        values: (n, m).
-        known: (n, m), false for entries to leave out; they come out as 0, the mean.
-    """
-    filled = np.where(known, values, 0.0).astype(np.float64)
-    count = np.maximum(known.sum(axis=1, keepdims=True), 1)
-    centred = np.where(known, filled - filled.sum(axis=1, keepdims=True) / count, 0.0)
-    deviation = np.sqrt((centred**2).sum(axis=1, keepdims=True) / count)
-    # Rounding leaves a row of equal values with a deviation of about 1e-17, not 0.
-    flat = deviation <= 1e-9 * np.abs(filled).max(axis=1, keepdims=True, initial=0.0)
-    scores: DoubleArray = np.divide(centred, deviation, out=np.zeros_like(centred), where=~flat)
-    return scores
+from frugalrec.recommenders.candidate_features import standard_scores as standard_scores
+from frugalrec.types import PAD, FloatArray, Ranking
 
 
 def fuse(ranking: Ranking, llm_scores: FloatArray, weight: float, m: int | None = None) -> Ranking:

@@ -46,13 +46,9 @@ class LocalChat:
             requests_per_batch: Requests that are answered together, and then stored.
         """
         self.lm = lm
+        self.model = lm.model
         self.cache = cache
         self.requests_per_batch = requests_per_batch
-
-    @property
-    def model(self) -> str:
-        """The language model's name."""
-        return self.lm.model
 
     @property
     def fingerprint(self) -> str:

@@ -49,9 +49,7 @@ def cautions(
             f"{', '.join(f'{n} {why}' for why, n in result.report['reasons'].items() if why not in GIVEN)}."
         )
     if result.flagged:
-        found.append(
-            f"{result.flagged} of the titles shown read like instructions to a model; set promotion_cap."
-        )
+        found.append(f"{result.flagged} of the titles read like instructions to a model; set promotion_cap.")
     return found
 
 
@@ -163,5 +161,5 @@ def position_probe(
 
 def _others(items: IntArray, truth: int, m: int) -> IntArray:
     """Return the first m - 1 items of a list that are not the held-out one."""
-    head: IntArray = items[:m]
-    return head[head != truth][: m - 1]
+    rest: IntArray = items[:m][items[:m] != truth][: m - 1]
+    return rest

@@ -58,7 +58,7 @@ class ListwiseResult(Reranked):
     """How answers were read, one count a user and question: the stages of `parse_ranking`, `valid` for those
     that were all that was asked for, `retried` for those asked anew."""
     flagged: int
-    """Different titles shown that read like instructions to a model; none is removed."""
+    """Different titles of histories and candidates that read like instructions; none is removed."""
 
     @property
     def report(self) -> Mapping[str, Any]:

@@ -136,7 +136,7 @@ class WindowReranker(ABC):
             turns.append(self._turn(due, turn, progress))
         return self._result(ranking, depth, lists, turns, _flagged(histories, users, names, lists))
 
-    def _starts(self, some: _List) -> range | list[int]:
+    def _starts(self, some: _List) -> list[int]:
         """Return where the windows of a list begin, in the order in which they are asked."""
         n = some.places.size
         if n < 2:
