@@ -15,11 +15,11 @@ from frugalrec.llm.http import store
 from frugalrec.llm.http.breaker import Breaker
 from frugalrec.llm.http.clock import Clock
 from frugalrec.llm.http.endpoint import CallPolicy, Endpoint
-from frugalrec.llm.http.journal import Journal
 from frugalrec.llm.http.limits import Limits
+from frugalrec.llm.http.purse import Purse
 from frugalrec.llm.http.replies import Reply, error_code, read_reply
 from frugalrec.llm.http.retrying import GaveUpError, Patience, TryAgainError, retry_after_s
-from frugalrec.llm.http.spending import Size, Spending, counted, estimated_out, reported
+from frugalrec.llm.http.spending import Size, counted, estimated_out, reported
 
 log = logging.getLogger(__name__)
 
@@ -79,15 +79,14 @@ class Exchange:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempts:
-    """What attempts share for the time of one call of the client."""
+    """What a worker's attempts share."""
 
     endpoint: Endpoint
     policy: CallPolicy
-    spending: Spending
+    purse: Purse
     limits: Limits
     breaker: Breaker
     clock: Clock
-    journal: Journal
     http: httpx.AsyncClient
 
     async def once(self, call: Call, patience: Patience, spent: list[Usage]) -> Reply:
@@ -105,13 +104,7 @@ class Attempts:
         alive: bool | None = None
         try:
             seconds = min(self.policy.timeout_s, max(patience.left_s, 0.001))
-            number = await self.journal.write(
-                lambda db: self.spending.reserve(
-                    db, key=call.key, size=call.size, seconds=seconds, now=self.clock.time()
-                )
-            )
-            if number is None:
-                raise GaveUpError("over-budget", "the answer might cost more than is left")
+            number = await self.purse.reserve(call.key, call.size, seconds)
             exchange = await self._exchange(call, seconds)
             alive = exchange.alive
             await self._settle(call, number, exchange)
@@ -180,7 +173,7 @@ class Attempts:
         text = None if reply is None or not call.remembered else reply.text
 
         def write(connection: sqlite3.Connection) -> bool:
-            within = self.spending.settle(
+            within = self.purse.spending.settle(
                 connection,
                 number,
                 usage=exchange.usage(call.size, for_cap=True),
@@ -192,7 +185,7 @@ class Attempts:
                 store.remember(connection, {call.key: text}, self.clock.time())
             return within
 
-        if not await self.journal.write(write):
+        if not await self.purse.settle(write):
             log.warning("%s billed more tokens than the request's bound allows", self.endpoint.model)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from frugalrec.llm.http.clock import Clock
 from frugalrec.llm.http.endpoint import CallPolicy, Endpoint, EnvironmentKey
 from frugalrec.llm.http.journal import Journal
 from frugalrec.llm.http.limits import Limits
+from frugalrec.llm.http.purse import Purse
 from frugalrec.llm.http.replies import Reply
 from frugalrec.llm.http.retrying import GaveUpError, Patience, RetryBudget
 from frugalrec.llm.http.spending import SpendCap, Spending
@@ -105,31 +106,31 @@ class Client:
         waiting = enumerate(calls)
         done = 0
 
-        async def work(attempts: Attempts, waiting: Iterator[tuple[int, Call]]) -> None:
+        async def work(certificates: ssl.SSLContext) -> None:
             nonlocal done
-            for number, call in waiting:
-                outcomes[number] = await self._answer(attempts, call)
-                done += 1
-                if progress is not None:
-                    progress(done, n)
+            async with self._http(certificates) as http:
+                attempts = Attempts(
+                    endpoint=self.endpoint,
+                    policy=self.policy,
+                    purse=purse,
+                    limits=self._limits,
+                    breaker=self.breaker,
+                    clock=self.clock,
+                    http=http,
+                )
+                for number, call in waiting:
+                    outcomes[number] = await self._answer(attempts, call)
+                    done += 1
+                    if progress is not None:
+                        progress(done, n)
 
-        async with self._http() as http:
-            attempts = Attempts(
-                endpoint=self.endpoint,
-                policy=self.policy,
-                spending=self.spending,
-                limits=self._limits,
-                breaker=self.breaker,
-                clock=self.clock,
-                journal=journal,
-                http=http,
-            )
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(min(self.policy.concurrency, n)):
-                        group.create_task(work(attempts, waiting))
-            except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None  # a full disk, say; the others stopped with it
+        certificates, purse = self._certificates(), Purse(self.spending, journal, self.clock)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(self.policy.concurrency, n)):
+                    group.create_task(work(certificates))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # a full disk, say; the others stopped with it
         return [outcome for outcome in outcomes if outcome is not None]
 
     async def _answer(self, attempts: Attempts, call: Call) -> Outcome:
@@ -155,19 +156,22 @@ class Client:
             latency_s=patience.spent_s,
         )
 
-    def _http(self) -> httpx.AsyncClient:
-        """Return a client that follows no redirect and reads no proxy for this machine itself."""
-        encrypted = self.endpoint.base_url.startswith("https")
-        size = self.policy.concurrency
+    def _certificates(self) -> ssl.SSLContext:
+        """Return what https is checked with; reading the system's takes longer than many a request."""
+        if self.endpoint.base_url.startswith("https"):
+            return ssl.create_default_context()
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+    def _http(self, certificates: ssl.SSLContext) -> httpx.AsyncClient:
+        """Return a worker's own connection: a pool common to all would search all of them each time."""
         return httpx.AsyncClient(
             auth=EnvironmentKey(self.endpoint),
             follow_redirects=False,
-            trust_env=not self.endpoint.is_loopback,
-            # Reading the system's certificates takes longer than many a request; plain http needs none.
-            verify=ssl.create_default_context() if encrypted else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
+            trust_env=not self.endpoint.is_loopback,  # no proxy leads to this machine
+            verify=certificates,
             # The time of an attempt is kept around it, not between its bytes.
             timeout=httpx.Timeout(None, connect=CONNECT_S),
-            limits=httpx.Limits(max_connections=size, max_keepalive_connections=size),
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1),
         )
 
 

@@ -10,8 +10,8 @@ from frugalrec.llm.http.clock import Clock
 class Bucket:
     """A debt bucket: who takes more than is there learns how long to wait, and is served in that order.
 
-    In no stretch of 60 seconds does it let more than `per_minute` through: a tenth may come at once,
-    and the rest flows in evenly.
+    A tenth may come at once, the rest flows in evenly; so no 60 seconds let more than `per_minute`
+    through, as long as no single request takes more than that tenth.
     """
 
     def __init__(self, per_minute: float, clock: Clock) -> None:
