@@ -249,4 +249,4 @@ def _low(values: DoubleArray, rule: Rule) -> BoolArray:
 
 
 def _percent(after: float, before: float) -> str:
-    return "-" if before == 0 else f"{100 * (after - before) / before:+.0f} %"
+    return "-" if before == 0 else f"{round(100 * (after - before) / before):+d} %"

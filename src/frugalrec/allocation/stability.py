@@ -62,9 +62,14 @@ class Stability:
         )
         if self.informative:
             return f"the label repeats itself: {figures}"
+        if self.lift < CHANCE_LIFT:
+            return (
+                f"the lift is about 1: being weak on one fold says next to nothing about another, so the "
+                f"label cannot decide who gets the LLM: {figures}"
+            )
         return (
-            f"the lift is about 1: being weak on one fold says next to nothing about another, so the label "
-            f"cannot decide who gets the LLM: {figures}"
+            f"the lift cannot be told from 1 with so few users; until it can, do not let the label decide who "
+            f"gets the LLM: {figures}"
         )
 
 
@@ -216,4 +221,4 @@ def _correlation(a: DoubleArray, b: DoubleArray) -> float:
 
 
 def _change(after: float, before: float) -> str:
-    return "no change to measure" if before == 0 else f"{100 * (after - before) / before:+.0f} %"
+    return "no change to measure" if before == 0 else f"{round(100 * (after - before) / before):+d} %"
