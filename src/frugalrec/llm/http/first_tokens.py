@@ -70,19 +70,21 @@ def sum_after(start: int, end: int, logprobs: Mapping[str, Any] | None) -> float
     """
     parts = logprobs or {}
     values, offsets = _list(parts.get("token_logprobs")), _list(parts.get("text_offset"))
-    if len(values) != len(offsets) or not all(isinstance(o, int) for o in offsets) or not offsets:
+    tokens = [token if isinstance(token, str) else "" for token in _list(parts.get("tokens"))]
+    same_length = len(values) == len(offsets) == len(tokens) > 0
+    if not same_length or not all(isinstance(offset, int) for offset in offsets):
         raise ModelError(
             "the endpoint did not echo the log-probabilities of the text. Use vLLM, or a local model."
         )
-    total, reached = 0.0, False
-    for value, begin, until in zip(values, offsets, [*offsets[1:], math.inf], strict=True):
+    ends = [*offsets[1:], offsets[-1] + len(tokens[-1])]
+    if ends[-1] < end:
+        raise ModelError("the endpoint echoed less than the whole text; raise its limit on context.")
+    total = 0.0
+    for value, begin, until in zip(values, offsets, ends, strict=True):
         if until > start and begin < end:
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise ModelError("a token of the continuation has no log-probability; give a longer prompt.")
             total += min(0.0, float(value))
-            reached = True
-    if not reached:
-        raise ModelError("the endpoint echoed less than the whole text; raise its limit on context.")
     return total
 
 
