@@ -72,7 +72,8 @@ def test_a_refusal_counts_as_a_call_without_tokens(make_chat, tmp_path, question
     with FaultyEndpoint(faults=["400"]) as server:
         make_chat(server, file=tmp_path / "f").chat(questions(1))
     account = spent(tmp_path / "f")
-    assert (account.calls, account.tokens) == (1, 0)
+    assert (account.calls, account.tokens, account.tokens_in, account.tokens_out) == (1, 0, 0, 0)
+    assert account.unreported == 0  # it said that it computed nothing
 
 
 def test_an_answer_counts_what_the_endpoint_says(make_chat, tmp_path, questions):
@@ -83,6 +84,16 @@ def test_an_answer_counts_what_the_endpoint_says(make_chat, tmp_path, questions)
     assert account.money == pytest.approx(truth(server, "money"), abs=3e-9)
     assert account.currency == "USD" and account.open_attempts == account.unreported == 0
     assert account.estimated_in > 0 and account.estimated_out == 3 * 2
+
+
+def test_reports_show_what_was_told_and_estimate_the_rest(make_chat, tmp_path, questions):
+    with FaultyEndpoint(reply="12345678", faults=["no-usage", None, "422"]) as server:
+        _, usage = make_chat(server, file=tmp_path / "f", policy={"concurrency": 1}).chat(questions(3))
+    account = spent(tmp_path / "f")
+    # Estimated: 15 bytes are 4 tokens, 11 around the messages. The endpoint: 2 + 3 tokens and 8 around them.
+    assert account.tokens_in == usage.tokens_in == 15 + 13
+    assert account.tokens_out == usage.tokens_out == 2 + 2
+    assert account.unreported == 1
 
 
 def test_a_cap_of_nothing_asks_nothing(make_chat, tmp_path, questions):

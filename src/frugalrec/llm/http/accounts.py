@@ -100,6 +100,9 @@ class Spent:
     currency: str | None
     open_attempts: int
     """Attempts whose outcome is unknown, since a run was killed; they count in full."""
+    tokens_in: int
+    """Prompt tokens as reports show them: what the endpoint said, else the own estimate."""
+    tokens_out: int
     estimated_in: int
     """Own estimate of the prompts' tokens, over all attempts..."""
     estimated_out: int
@@ -107,7 +110,7 @@ class Spent:
     """...beside what the endpoint said, where it did."""
     reported_out: int
     unreported: int
-    """Attempts for which it did not say."""
+    """Attempts that may have been computed, and for which it did not say."""
 
 
 def spent(file: Path) -> Spent:
@@ -126,7 +129,8 @@ def _read(connection: sqlite3.Connection) -> Spent:
     sums = connection.execute(
         "SELECT ifnull(sum(estimated_in), 0), ifnull(sum(estimated_out), 0), ifnull(sum(reported_in), 0),"
         " ifnull(sum(reported_out), 0), ifnull(sum(reported_in IS NULL OR reported_out IS NULL), 0),"
-        " ifnull(sum(outcome = 'open'), 0) FROM chat_attempts"
+        " ifnull(sum(outcome = 'open'), 0), ifnull(sum(ifnull(reported_in, estimated_in)), 0),"
+        " ifnull(sum(ifnull(reported_out, estimated_out)), 0) FROM chat_attempts"
     ).fetchone()
     fact = connection.execute("SELECT value FROM chat_facts WHERE name = 'currency'").fetchone()
     unpriced = total(connection, "unpriced") > 0
@@ -142,4 +146,6 @@ def _read(connection: sqlite3.Connection) -> Spent:
         reported_out=sums[3],
         unreported=sums[4],
         open_attempts=sums[5],
+        tokens_in=sums[6],
+        tokens_out=sums[7],
     )

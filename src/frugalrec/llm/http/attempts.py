@@ -32,7 +32,7 @@ HOPELESS = (401, 403, 404)
 """Refusals that the next request would meet as well."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """What is sent."""
 
@@ -45,7 +45,7 @@ class Call:
     """Whether the words are stored under the key."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Exchange:
     """What came back."""
 
@@ -64,16 +64,15 @@ class Exchange:
         return self.kind == "reply"
 
     @property
-    def refused(self) -> bool:
-        """Whether the endpoint said that it computed nothing."""
-        return self.kind == "status" and self.status < 500 and self.status != 408
+    def free(self) -> bool:
+        """Whether nothing was computed: the request did not get there, or was turned away."""
+        turned_away = self.kind == "status" and self.status < 500 and self.status != 408
+        return turned_away or self.kind == "never-sent"
 
     def usage(self, size: Size, *, for_cap: bool) -> Usage:
         """Return what it cost; the cap counts what is unknown at its bound, reports estimate it."""
-        if self.kind == "never-sent":
-            return Usage(wall_s=self.seconds)
-        if self.refused:
-            return Usage(wall_s=self.seconds, llm_calls=1)
+        if self.free:
+            return Usage(wall_s=self.seconds, llm_calls=int(self.kind != "never-sent"))
         return (counted if for_cap else reported)(size, self.reply, self.seconds)
 
 
@@ -171,15 +170,17 @@ class Attempts:
         """Write what the attempt cost and, in the same transaction, what it said."""
         reply = exchange.reply
         text = None if reply is None or not call.remembered else reply.text
+        outcome = exchange.detail or (reply.problem if reply else "") or "answered"
+        counts = Reply(tokens_in=0, tokens_out=0) if exchange.free else reply
 
         def write(connection: sqlite3.Connection) -> bool:
             within = self.purse.spending.settle(
                 connection,
                 number,
                 usage=exchange.usage(call.size, for_cap=True),
-                outcome=exchange.detail or (reply.problem if reply else "") or "answered",
-                estimated=0 if exchange.refused else estimated_out(call.size, reply),
-                reply=reply,
+                outcome=outcome,
+                estimated=0 if exchange.free else estimated_out(call.size, reply),
+                reply=counts,
             )
             if text is not None:
                 store.remember(connection, {call.key: text}, self.clock.time())

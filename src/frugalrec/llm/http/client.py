@@ -29,7 +29,7 @@ from frugalrec.llm.http.spending import SpendCap, Spending
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
     """What came of one call."""
 

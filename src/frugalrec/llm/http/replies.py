@@ -12,7 +12,7 @@ LARGEST_COUNT = 10**9
 """A token count above this is taken for nonsense, not for a bill."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reply:
     """What a reply with status 200 says."""
 

@@ -42,7 +42,7 @@ class SpendCap:
             raise ConfigError(f"a cap must be a number of {self.unit} from 0 on, not {self.limit}.")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
     """How many tokens a request takes, as far as can be said before it is sent."""
 
