@@ -66,6 +66,8 @@ class RecommendersConfig(Section):
     """Options of single models, by name."""
     first_stage: str = "auto"
     """Which model's list the LLM re-ranks; `auto` takes the best on validation."""
+    learning_to_rank: bool = True
+    """Also re-order the first stage's candidates by boosted trees, where LightGBM is installed: a rival."""
     refit: bool = True
     """Fit again on train and validation before the test, as a deployment would."""
     depth: int = Field(default=100, ge=10)

@@ -8,7 +8,7 @@ from frugalrec.config import RunConfig
 from frugalrec.reporting import write
 from frugalrec.reporting.document import Report
 from frugalrec.runs import Observer, Run, storage_errors
-from frugalrec.stages import allocating, asking, cheap, data, llm, reranking, results, selection
+from frugalrec.stages import allocating, asking, cheap, data, llm, reranking, results, rivals, selection
 
 
 def run_pipeline(
@@ -49,6 +49,7 @@ def run_pipeline(
         names = cheap.applicable(config, prepared)
         arms = [cheap.fit_and_evaluate(run, config, prepared, name) for name in names]
         first = cheap.choose_first_stage(config, arms)
+        rival = rivals.learn_to_rank(run, config, prepared, arms, first)
 
         # the LLM, unless the run goes without
         served, routing = None, None
@@ -66,7 +67,7 @@ def run_pipeline(
             )
 
         # evaluation: every arm and every control over the same users; reporting
-        report = results.assemble(run, config, prepared, arms, first, served, routing, command)
+        report = results.assemble(run, config, prepared, arms, first, served, routing, rival, command)
         with storage_errors(folder):
             write(report, folder)
         return report

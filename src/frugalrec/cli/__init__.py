@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from frugalrec import __version__
-from frugalrec.cli import data, distilling, models, runs, serving, tuning
+from frugalrec.cli import allocating, data, distilling, models, runs, serving, tuning
 from frugalrec.errors import FrugalrecError
 
 app = typer.Typer(
@@ -39,6 +39,7 @@ def _options(
 runs.register(app)
 tuning.register(app)
 distilling.register(app)
+allocating.register(app)
 data.register(app)
 models.register(app)
 serving.register(app)

@@ -65,7 +65,10 @@ class ChatAnswer:
 class ChatModel(Protocol):
     """What answers requests."""
 
-    model: str
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
 
     @property
     def fingerprint(self) -> str:

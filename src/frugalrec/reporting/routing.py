@@ -130,7 +130,7 @@ def policy_curves(report: Report) -> Plot | None:
                 [100 * share for share, _ in policy["curve"]],
                 [value for _, value in policy["curve"]],
                 color=COLOURS[colour],
-                linestyle=line,  # type: ignore[arg-type]
+                linestyle=line,
                 linewidth=2.4 if policy["name"] == facts.get("policy") else 1.3,
                 label=words.shorten(_name(policy["name"]), 26),
             )

@@ -102,7 +102,7 @@ def allocate_users(
         seed=config.seed,
         budget=budget_of(config),
         costs=costs,
-        evidence=Evidence(weakness=weakness, signals=signals, gain=_or_none(estimate, ranking)),
+        evidence=Evidence(weakness=weakness, signals=signals, gain=expected(model, signals)),
         floor=section.floor,
     )
     head = first.rankings["valid"].take(main.rows)
@@ -163,6 +163,14 @@ def fit_gain(
     return GainModel(z=config.allocation.z, seed=config.seed).fit(signals, gains, test_users=none)
 
 
+def expected(model: GainModel | None, signals: Signals) -> GainEstimate:
+    """Return the expected gains; without a model, nothing is expected of anybody, and nothing is spent."""
+    if model is not None:
+        return model.predict(signals)
+    none = np.zeros(signals.users.size)
+    return GainEstimate(users=signals.users, mean=none, se=none, z=0.0)
+
+
 def calibration_gains(config: RunConfig, data: Prepared, first: CheapArm, main: Calibration) -> Gains:
     """Return what the LLM gained each calibration user, at a fusion weight that others chose."""
     primary = config.evaluation.primary
@@ -213,10 +221,10 @@ def scaled_costs(
     config: RunConfig, ranking: Ranking, usage: Usage, shares: DoubleArray, asked: int
 ) -> UserCosts:
     """Return costs of users from what calibration spent in all, and each user's share of its text."""
-    unit = budget_of(config).kind
+    kind = budget_of(config).kind
     return user_costs(
         ranking.users,
-        "tokens" if unit in ("share", "unlimited") else unit,
+        "tokens" if kind == "share" or kind == "unlimited" else kind,
         tokens_in=usage.tokens_in * shares,
         tokens_out=usage.tokens_out * shares,
         tokens_cached=usage.tokens_cached * shares,
@@ -232,11 +240,3 @@ def _fused(
     lists = fuse(ranking, main.odds, weight, config.llm.candidates)
     targets, seen = data.split.targets(fold), data.split.history(fold)
     return evaluate_ranking(main.name, lists, targets, [config.evaluation.primary], seen=seen)
-
-
-def _or_none(estimate: GainEstimate | None, ranking: Ranking) -> GainEstimate:
-    """Return the estimate; without one, nothing is expected of anybody, and nothing is spent on a gain."""
-    if estimate is not None:
-        return estimate
-    none = np.zeros(ranking.users.size)
-    return GainEstimate(users=ranking.users, mean=none, se=none, z=0.0)

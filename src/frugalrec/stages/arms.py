@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from frugalrec.config import RunConfig
 from frugalrec.evaluation import controls
 from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.evaluation.metrics import parse_metric
 from frugalrec.grounding.fusion import fuse
 from frugalrec.ledger import Prices
+from frugalrec.recommenders.second_opinions import second_opinion
 from frugalrec.reporting.document import ArmCost, Kind
 from frugalrec.rng import generator
 from frugalrec.stages.asking import TUNED, Served, Variant
 from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.data import Prepared
+from frugalrec.stages.rivals import Rival
 from frugalrec.types import Evaluation, Ranking
 
 ORACLE = "oracle"
@@ -64,6 +68,40 @@ def cheap_arm(config: RunConfig, data: Prepared, arm: CheapArm, is_first: bool) 
         ranking=arm.rankings["test"],
         evaluation=evaluation,
         cost=ArmCost(fit_s=arm.fit_s, ms_per_user=arm.ms_per_user),
+    )
+
+
+def rival_arm(config: RunConfig, data: Prepared, first: CheapArm, rival: Rival) -> Candidate:
+    """Return the boosted trees as an arm."""
+    heard = ", ".join(label_of(name) for name in rival.opinions)
+    kept = f"{rival.trees} trees" if rival.trees else "no trees, so its order is the first stage's"
+    return Candidate(
+        name=rival.name,
+        label=f"{label_of(first.name)} + boosted trees",
+        kind="cheap",
+        description=f"LambdaRank on the same {config.llm.candidates} candidates, with the scores of {heard}; "
+        f"validation kept {kept}",
+        ranking=rival.ranking,
+        evaluation=_evaluated(config, data, rival.name, rival.ranking),
+        cost=ArmCost(fit_s=rival.fit_s, ms_per_user=rival.ms_per_user),
+    )
+
+
+def second_arm(
+    config: RunConfig, data: Prepared, first: CheapArm, second: CheapArm, served: Served
+) -> Candidate:
+    """Return another cheap model for the users who were routed: what the LLM must beat for them."""
+    whole, routed = first.rankings["test"], np.zeros(first.rankings["test"].users.size, dtype=bool)
+    routed[served.rows] = True
+    ranking = second_opinion(whole, second.rankings["test"], routed)
+    return Candidate(
+        name="second-opinion",
+        label=f"{label_of(second.name)} for those users",
+        kind="cheap",
+        description=f"the users that the LLM got have the lists of {label_of(second.name)} instead",
+        ranking=ranking,
+        evaluation=_evaluated(config, data, "second-opinion", ranking),
+        cost=ArmCost(fit_s=first.fit_s + second.fit_s, ms_per_user=first.ms_per_user + second.ms_per_user),
     )
 
 

@@ -159,4 +159,4 @@ def _cap(text: str | None) -> Any:
     budget = Budget.parse(text)
     if budget.kind not in ("money", "tokens", "calls", "seconds"):
         raise ConfigError(f"endpoint.cap is {text!r}; a cap is in money, tokens, calls or seconds.")
-    return SpendCap(limit=budget.amount, unit=budget.kind)  # type: ignore[arg-type]
+    return SpendCap(limit=budget.amount, unit=budget.kind)

@@ -31,16 +31,17 @@ from frugalrec.reporting.document import (
     WeightFacts,
 )
 from frugalrec.runs import Run
-from frugalrec.stages.allocating import Routing
-from frugalrec.stages.arms import Candidate, cheap_arm, llm_arms
+from frugalrec.stages.allocating import Routing, second_stage
+from frugalrec.stages.arms import Candidate, cheap_arm, llm_arms, rival_arm, second_arm
 from frugalrec.stages.artefacts import load_json
 from frugalrec.stages.asking import TUNED, Served, Variant
 from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.choice import selection_facts
 from frugalrec.stages.data import Prepared
+from frugalrec.stages.rivals import Rival
 from frugalrec.stages.routing_facts import allocation_facts
 
-PACKAGES = ("numpy", "scipy", "polars", "implicit", "torch", "transformers", "peft")
+PACKAGES = ("numpy", "scipy", "polars", "implicit", "lightgbm", "torch", "transformers", "peft")
 GROUPS = 10
 ANSWERED = ("answered", "cached")
 
@@ -65,12 +66,18 @@ def assemble(
     first: CheapArm,
     served: Served | None,
     routing: Routing | None,
+    rival: Rival | None,
     command: str,
 ) -> Report:
     """Compare all arms on the test users, and say what each costs."""
     prices = config.price_table()
     candidates = [cheap_arm(config, data, arm, arm is first) for arm in arms]
+    if rival is not None:
+        candidates.append(rival_arm(config, data, first, rival))
     if served is not None:
+        second = second_stage(config, arms, first)
+        if second is not None and served.rows.size:
+            candidates.append(second_arm(config, data, first, second, served))
         candidates += llm_arms(config, data, first, served, prices)
     reference = next(c for c in candidates if c.name == first.name)
     chosen = served.variants.get(TUNED) or next(iter(served.variants.values())) if served else None
