@@ -161,4 +161,5 @@ def _lower_bounds(gains: DoubleArray, signs: DoubleArray, level: float) -> Doubl
     second = (centred**2).mean(axis=1)[None, :] - flipped**2
     spread = np.sqrt(np.maximum(second, 0.0) / (gains.shape[1] - 1))
     t = np.divide(flipped, spread, out=np.zeros_like(flipped), where=spread > 1e-300)
-    return means - np.quantile(t.max(axis=1), level) * errors
+    bounds: DoubleArray = means - np.quantile(t.max(axis=1), level) * errors
+    return bounds

@@ -45,7 +45,11 @@ class Ridge:
     """Mean squared leave-one-out error at `strength`."""
 
     def __call__(self, x: DoubleArray) -> tuple[DoubleArray, DoubleArray]:
-        """Return (guess, standard error) of the expected gain, not of a single user's outcome."""
+        """Return (guess, standard error) of the expected gain, not of a single user's outcome.
+
+        In simulations a bound one standard error below covers 79 to 88 % of users (nominal 84), the least
+        where one signal among many is at the edge of being seen.
+        """
         moved = x - self.centre
         variance = np.einsum("ij,jk,ik->i", moved, self.covariance, moved) + self.mean_variance
         return self.mean + moved @ self.weights, np.sqrt(np.maximum(variance, 0.0))

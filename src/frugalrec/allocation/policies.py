@@ -18,7 +18,7 @@ from frugalrec.allocation.weakness import Weakness
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.evaluation.segments import activity_groups
 from frugalrec.rng import derive_seed
-from frugalrec.types import Allocation, DoubleArray, IntArray, LongArray
+from frugalrec.types import Allocation, DoubleArray, FloatArray, IntArray, LongArray
 
 ROUTED, FLOOR, BUDGET, POLICY = "routed", "routed by the floor", "over budget", "ruled out by the policy"
 
@@ -105,8 +105,11 @@ def _oracle(candidates: Candidates) -> DoubleArray:
 
 
 def _per_cost(gain: DoubleArray, costs: DoubleArray) -> DoubleArray:
-    score = np.divide(gain, costs, out=np.full(gain.size, np.inf), where=costs > 0)
-    return np.where(gain > 0, score, -np.inf)
+    worth = gain > 0
+    score = np.where(worth, np.inf, -np.inf)
+    with np.errstate(over="ignore"):  # next to nothing for next to nothing: as good as free
+        np.divide(gain, costs, out=score, where=worth & (costs > 0))
+    return score
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def allocate(
     return Allocation(
         users=codes,
         routed=routed,
-        scores=scores.astype(np.float32),
+        scores=_single(scores),
         policy=name,
         budget_users=_as_users(cap, codes.size, routed, name),
         costs=prices.values,
@@ -249,6 +252,12 @@ def _as_users(budget: Budget, n: int, routed: NDArray[np.bool_], name: str) -> i
     if budget.kind == "unlimited":
         return n
     return min(int(budget.amount), n) if budget.kind == "users" else int(routed.sum())
+
+
+def _single(scores: DoubleArray) -> FloatArray:
+    """Return scores in single precision; what is too large for it becomes its largest number."""
+    largest = float(np.finfo(np.float32).max)
+    return np.where(np.isneginf(scores), scores, np.clip(scores, -largest, largest)).astype(np.float32)
 
 
 def _looks_at_test(part: Any) -> bool:

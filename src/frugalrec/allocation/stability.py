@@ -68,8 +68,8 @@ class Stability:
                 f"label cannot decide who gets the LLM: {figures}"
             )
         return (
-            f"the lift cannot be told from 1 with so few users; until it can, do not let the label decide who "
-            f"gets the LLM: {figures}"
+            f"the lift cannot be told from 1 with so few users; until it can, do not let the label decide "
+            f"who gets the LLM: {figures}"
         )
 
 
