@@ -1,3 +1,4 @@
+import json
 from collections import Counter
 from dataclasses import replace
 from math import ceil
@@ -366,6 +367,7 @@ def test_short_lists_and_no_users():
     none = CHEAP.take(np.array([], dtype=int))
     result = rerank(FakeChat(by(code)), none)
     assert result.reasons == () and result.scores.shape == (0, 20) and result.report["users"] == 0
+    assert json.loads(json.dumps(result.report, allow_nan=False))["echo"] is None
 
 
 @settings(max_examples=40, deadline=None)

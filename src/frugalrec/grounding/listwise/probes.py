@@ -33,12 +33,12 @@ def cautions(
     found = []
     given = np.array([reason in GIVEN for reason in result.reasons], dtype=np.bool_)
     echo, agreed = result.report["echo"], result.report["agreement"]
-    if echo > max_echo:
+    if echo is not None and echo > max_echo:
         found.append(
             f"The model repeats the order in which candidates are shown (mean Kendall's tau {echo:.2f}): its "
             "lists are those orders. Shuffle, ask for a replica more, or take another model."
         )
-    if agreed < min_agreement:
+    if agreed is not None and agreed < min_agreement:
         found.append(
             f"The order shown decides: replicas of one user agree by {agreed:.2f} (mean Kendall's tau; 0 is "
             "chance). Ask for more replicas, or set min_agreement."

@@ -62,13 +62,14 @@ class ListwiseResult(Reranked):
 
     @property
     def report(self) -> Mapping[str, Any]:
-        """Return the figures of the whole call, ready for JSON."""
+        """Return the figures of the whole call, ready for JSON; agreement and echo are None if unknown."""
         return {
             **super().report,
             "requests": self.requests,
             "parses": dict(self.parses),
-            "agreement": _mean(self.agreement),
-            "echo": _mean(self.echo),
+            # JSON has no NaN.
+            "agreement": None if np.isnan(mean := _mean(self.agreement)) else mean,
+            "echo": None if np.isnan(mean := _mean(self.echo)) else mean,
             "titles_flagged": self.flagged,
         }
 
