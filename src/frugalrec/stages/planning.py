@@ -23,6 +23,7 @@ from frugalrec.grounding.fusion import fuse
 from frugalrec.grounding.reranking import Reranker
 from frugalrec.ledger import Usage
 from frugalrec.llm.chat import ChatAnswer, ChatRequest, Progress
+from frugalrec.llm.models import is_endpoint
 from frugalrec.runs import Observer, Run, storage_errors
 from frugalrec.stages import allocating, asking, cheap, data, llm, selection
 from frugalrec.stages.artefacts import load_json
@@ -290,7 +291,7 @@ def _requests(done: Finished, users: IntArray) -> list[ChatRequest]:
 
 
 def _endpoint(done: Finished) -> Any:
-    if not llm.models.is_endpoint(done.config.llm.model):
+    if not is_endpoint(done.config.llm.model):
         raise ConfigError(
             f"batch files are for endpoints, and the run asked {done.config.llm.model} in this process; "
             f"use frugalrec allocate rank."

@@ -22,6 +22,7 @@ from frugalrec.types import PAD, DoubleArray, Ranking
 
 if TYPE_CHECKING:
     from frugalrec.llm.base import LanguageModel
+    from frugalrec.llm.chat import ChatModel
     from frugalrec.llm.http import HttpChat
 
 JOURNAL = "endpoint.sqlite"
@@ -49,7 +50,7 @@ def reranker_for(
     dataset: Dataset,
     *,
     lm: LanguageModel | None,
-    chat: HttpChat | None,
+    chat: ChatModel | None,
     cache: Path | None,
 ) -> Reranker:
     """Return what scores candidates in the run's style.
@@ -58,7 +59,7 @@ def reranker_for(
         config: The run's configuration.
         dataset: Its data; names what an item is called.
         lm: The model, if it is in this process.
-        chat: The endpoint otherwise; it keeps its own answers.
+        chat: What answers otherwise, such as an endpoint; it keeps its own answers.
         cache: A file of earlier answers of `lm`.
     """
     style = style_of(config)
