@@ -172,12 +172,38 @@ def test_attempts_come_to_an_end(make_chat, questions):
 
 
 def test_retries_have_a_common_budget(make_chat, questions):
-    with FaultyEndpoint(faults=lambda _: "429", retry_after_s=0) as server:
-        policy = {"attempts": 9, "spare_retries": 5, "retries_per_request": 0.5}
+    with FaultyEndpoint(faults=lambda _: "503") as server:
+        policy = {"attempts": 9, "spare_retries": 5, "retries_per_request": 0.5, "failures_until_open": 999}
         answers, _ = make_chat(server, policy=policy).chat(questions(20))
     assert {a.reason for a in answers} == {"unavailable"}
     # 20 first attempts, 5 spare retries and a half for each request.
     assert server.calls == 20 + 5 + 10
+
+
+def test_all_wait_while_the_endpoint_says_so(make_chat, clock, questions):
+    def at_most_three_in_ten_seconds(number):
+        now = clock.now
+        sent[:] = [at for at in sent if at > now - 10]
+        if len(sent) >= 3:
+            return "429"
+        sent.append(now)
+        return None
+
+    sent: list[float] = []
+    with FaultyEndpoint(faults=at_most_three_in_ten_seconds, retry_after_s=10) as server:
+        policy = {"spare_retries": 0, "retries_per_request": 0.0, "backoff_s": 0.0, "attempts": 4}
+        answers, _ = make_chat(server, policy=policy).chat(questions(15))
+    # Neither the budget of retries nor the queue is drained by an endpoint that is merely busy.
+    assert {a.reason for a in answers} == {"answered"}
+    assert clock.now - clock.start >= 40 and server.calls < 15 + 15
+
+
+def test_an_endpoint_that_is_busy_for_too_long_is_taken_for_dead(make_chat, clock, questions):
+    with FaultyEndpoint(faults=lambda _: "429", retry_after_s=3600) as server:
+        policy = {"failures_until_open": 5, "concurrency": 1}
+        answers, _ = make_chat(server, policy=policy).chat(questions(20))
+    assert [a.reason for a in answers] == ["deadline"] * 5 + ["unavailable"] * 15
+    assert server.calls == 5 and clock.sleeps == []
 
 
 def test_an_endpoint_that_only_fails_is_left_alone_and_tried_again_later(make_chat, clock, questions):

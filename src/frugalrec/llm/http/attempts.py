@@ -105,7 +105,10 @@ class Attempts:
             seconds = min(self.policy.timeout_s, max(patience.left_s, 0.001))
             number = await self.purse.reserve(call.key, call.size, seconds)
             exchange = await self._exchange(call, seconds)
-            alive = exchange.alive
+            too_late = (exchange.after_s or 0.0) >= self.policy.deadline_s
+            alive = exchange.alive and not too_late
+            if exchange.after_s is not None and not too_late:
+                self.limits.hold(exchange.after_s)
             await self._settle(call, number, exchange)
         finally:
             self.breaker.leave(ticket, alive)
@@ -119,12 +122,13 @@ class Attempts:
     async def _turn(self, call: Call, patience: Patience) -> None:
         """Wait until the limits of the endpoint let another request through; the first starts the time."""
         tokens = call.size.likely_in + call.size.most_out
-        wait = self.limits.take(tokens)
-        if patience.started is not None and wait >= patience.left_s:
-            self.limits.give_back(requests=1, tokens=tokens)
-            raise GaveUpError("deadline", "the limits of requests and tokens a minute left no time")
-        if wait > 0:
+        wait = max(self.limits.take(tokens), self.limits.held_s)
+        while wait > 0:
+            if patience.started is not None and wait >= patience.left_s:
+                self.limits.give_back(requests=1, tokens=tokens)
+                raise GaveUpError("deadline", "the endpoint's limits left no time for another attempt")
             await self.clock.sleep(wait)
+            wait = self.limits.held_s
         if patience.started is None:
             patience.started = self.clock.monotonic()
 

@@ -1,4 +1,4 @@
-"""Token buckets: no more requests, and no more tokens, a minute than an endpoint allows."""
+"""Token buckets, and a pause for all: no more a minute than an endpoint allows, and none while it says so."""
 
 from __future__ import annotations
 
@@ -38,13 +38,24 @@ class Bucket:
 
 
 class Limits:
-    """The buckets of one endpoint; None sets no limit."""
+    """The buckets and pauses of one endpoint; None sets no limit."""
 
     def __init__(
         self, requests_per_minute: float | None, tokens_per_minute: float | None, clock: Clock
     ) -> None:
         self._requests = Bucket(requests_per_minute, clock) if requests_per_minute else None
         self._tokens = Bucket(tokens_per_minute, clock) if tokens_per_minute else None
+        self._clock = clock
+        self._held_until = clock.monotonic()
+
+    def hold(self, seconds: float) -> None:
+        """Let nobody through for so long: one request was told to come back later, and so would others."""
+        self._held_until = max(self._held_until, self._clock.monotonic() + seconds)
+
+    @property
+    def held_s(self) -> float:
+        """Seconds until requests are let through again."""
+        return max(0.0, self._held_until - self._clock.monotonic())
 
     def take(self, tokens: int) -> float:
         """Take one request of `tokens`; return the seconds to wait before sending it."""

@@ -122,17 +122,21 @@ class Patience:
 
     def _wait(self, state: RetryCallState) -> float:
         """Full jitter; on top of what the endpoint asked for, so that not all come back at once."""
-        error = state.outcome.exception() if state.outcome else None
-        asked = error.after_s if isinstance(error, TryAgainError) else None
-        return (asked or 0.0) + self._jitter(state)
+        return (_asked(state) or 0.0) + self._jitter(state)
 
     def _stop(self, state: RetryCallState) -> bool:
         if state.attempt_number >= self.policy.attempts:
             self._stopped_for = ("unavailable", f"attempt {state.attempt_number} was the last")
         elif state.upcoming_sleep >= self.left_s:
             self._stopped_for = ("deadline", f"the next attempt would pass {self.policy.deadline_s:g} s")
-        elif not self.budget.draw():
+        elif _asked(state) is None and not self.budget.draw():
             self._stopped_for = ("unavailable", "the budget of retries is used up")
         else:
             return False
         return True
+
+
+def _asked(state: RetryCallState) -> float | None:
+    """Return what the endpoint asked to wait; who comes back when asked to adds no load of his own."""
+    error = state.outcome.exception() if state.outcome else None
+    return error.after_s if isinstance(error, TryAgainError) else None
