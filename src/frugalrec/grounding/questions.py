@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from frugalrec.data.dataset import Dataset
@@ -72,8 +73,16 @@ def checked_titles(titles: Sequence[str] | None, histories: Dataset) -> list[str
     found = list(histories.titles if titles is None else titles)
     if len(found) != histories.n_items:
         raise DataError(f"expected {histories.n_items} titles, one an item; got {len(found)}.")
-    # A visible ASCII character in front saves the look at the others: it is text whatever follows.
-    found = [title if "!" <= title[:1] <= "~" or has_text(title) else "" for title in found]
+    found = list(_with_text(tuple(found)))
     if not any(found):
         raise DataError(f"none of {len(found)} titles has any text; a language model needs titles.")
     return found
+
+
+@lru_cache(maxsize=4)
+def _with_text(titles: tuple[str, ...]) -> tuple[str, ...]:
+    """Return titles, those without text empty; looked at once a catalogue, not once a user.
+
+    A visible ASCII character in front saves the look at the others: it is text whatever follows.
+    """
+    return tuple(title if "!" <= title[:1] <= "~" or has_text(title) else "" for title in titles)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from frugalrec.errors import ConfigError, DataError, ModelError
 from frugalrec.llm.batching import token_batches
 from frugalrec.llm.half_passes import entering, run_below
-from frugalrec.llm.last_layer import FeedForward
+from frugalrec.llm.last_layer import FeedForward, layer_lists
 from frugalrec.types import LongArray
 
 Progress = Callable[[int, int], None]
@@ -83,11 +83,7 @@ class FrozenLayers:
             raise ConfigError(
                 f"the network has {n_layers} layers; tune 1 to {n_layers} of them, not {tuned}."
             )
-        lists = [
-            module
-            for module in network.modules()
-            if isinstance(module, torch.nn.ModuleList) and len(module) == n_layers
-        ]
+        lists = layer_lists(network)
         if len(lists) != 1:
             raise ModelError(f"the network has {len(lists)} lists of {n_layers} layers; one was expected.")
         self.network = network

@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+
+_FOUND: WeakKeyDictionary[Any, FeedForward] = WeakKeyDictionary()
+"""Network -> feed-forward module of its last layer: whether positions go their own way is tried once."""
 
 
 class FeedForward:
@@ -69,3 +73,21 @@ class FeedForward:
                 whole[:, -1:], single, rtol=near, atol=near * float(whole.abs().max())
             )
         return self._alone
+
+
+def layer_lists(network: Any) -> list[Any]:
+    """Return the lists of as many modules as a network has layers; if there is one, these are the layers."""
+    n_layers = int(network.config.get_text_config().num_hidden_layers)
+    lists = (module for module in network.modules() if isinstance(module, torch.nn.ModuleList))
+    return [found for found in lists if len(found) == n_layers]
+
+
+def feed_forward_of(network: Any) -> FeedForward | None:
+    """Return that of a network's last layer; None where its layers, or a part called `mlp`, are not found."""
+    lists = layer_lists(network)
+    module = getattr(lists[0][-1], "mlp", None) if len(lists) == 1 else None
+    if module is None:
+        return None
+    if network not in _FOUND or _FOUND[network].module is not module:
+        _FOUND[network] = FeedForward(module)
+    return _FOUND[network]
