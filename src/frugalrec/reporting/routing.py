@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from frugalrec.reporting import words
 from frugalrec.reporting.document import Report
 from frugalrec.reporting.facts import AllocationFacts, PolicyFacts
+from frugalrec.reporting.judge import best_arm, difference
 from frugalrec.reporting.plots import Plot, both
 from frugalrec.reporting.svg import COLOURS, blank
 from frugalrec.reporting.tables import Cell, Column, Row, Table
@@ -40,6 +41,7 @@ def allocation_facts(report: Report) -> list[tuple[str, str]]:
         ("Cheap lists, and their candidates in the best order", _headroom(facts.get("headroom"))),
         ("Users with a right item among the candidates", words.percent(facts.get("reachable"))),
         ("Expected against measured gain, rank correlation", _interval(facts.get("foresight"), 2)),
+        (f"LLM cost of +0.01 {metric}, per 1,000 users", _price_of_gain(report) if facts else words.DASH),
     ]
     return [pair for pair in pairs if words.DASH != pair[1]]
 
@@ -142,6 +144,22 @@ def policy_curves(report: Report) -> Plot | None:
         return figure
 
     return both("policy-curves", f"{name} by share of the cost", description, draw, (320, 380))
+
+
+def _price_of_gain(report: Report) -> str:
+    """Return what the best fusion costs for each hundredth that it gains, if it surely gains."""
+    arm = best_arm(report, ("fusion",))
+    gain = None if arm is None else difference(report, arm)
+    if arm is None or gain is None or gain.low <= 0:
+        return "no gain is proven"
+    hundredths = gain.mean / 0.01
+    if words.defined(arm.cost.money_per_1000_users):
+        money = (arm.cost.money_per_1000_users or 0.0) / hundredths
+        dated = f" (prices of {report.prices_as_of})" if report.prices_as_of else ""
+        return f"{words.short(money)} {words.clean(report.currency or '')}{dated}"
+    if words.defined(arm.cost.tokens_per_user):
+        return f"{words.count(1000 * (arm.cost.tokens_per_user or 0.0) / hundredths)} tokens"
+    return words.DASH
 
 
 def _name(name: str) -> str:

@@ -221,6 +221,8 @@ def rank(
     whole = done.lists(done.first, done.users)
     rows = np.flatnonzero(np.isin(whole.users, routed))
     head = whole.take(rows)
+    if observer is not None:
+        observer.started("ranking")
     found = _reranker(done, ask).rerank(
         done.histories,
         head,
