@@ -50,7 +50,7 @@ def test_the_feature_that_decides_is_found():
     fresh, wanted, _ = planted(seed=1)
     first = model.score(fresh).reshape(60, 8).argmax(axis=1)
     assert (first == wanted.reshape(60, 8).argmax(axis=1)).mean() > 0.75  # by chance 1/8
-    assert list_ndcg(model.held_out, labels, np.full(60, 8), 10).mean() > 0.9
+    assert list_ndcg(model.held_out, labels, np.full(60, 8), 10).mean() > 0.8
 
 
 def test_noise_gets_no_trees_and_leaves_the_order_it_started_from():
@@ -136,13 +136,16 @@ def test_the_fewest_trees_within_one_standard_error():
     best = np.array([0.5, 0.7, 0.6, 0.8])
     noise = np.array([0.3, -0.25, 0.2, -0.2])  # mean 0.0125, standard error about 0.14
     assert fewest_trees({0: best - noise, 10: best}) == 0
+    assert fewest_trees({0: best, 10: best - 0.1}) == 0
     assert fewest_trees({0: best - 0.1, 10: best, 20: best}) == 10
     assert fewest_trees({0: best - 0.1, 10: best - 0.05, 20: best}) == 20
-    # Mean gain 0.15, standard error 0.1: not two of them.
+    # Mean 0.15, standard error 0.108: more than one of them, fewer than two.
     unsure = np.array([0.45, 0.15, 0.05, -0.05])
     assert np.isclose(unsure.std(ddof=1) / 2, 0.108, atol=0.001)
     assert fewest_trees({0: best - unsure, 10: best}) == 0
     assert fewest_trees({0: best - 0.9, 10: best - unsure, 20: best}) == 20
+    # The best is unsure, but fewer trees are nearly as good, and surely better than none.
+    assert fewest_trees({0: best - unsure, 10: best - unsure + 0.1, 20: best}) == 10
 
 
 def test_lists_are_re_ranked_better_than_popularity_where_the_next_item_is_known():

@@ -84,11 +84,14 @@ def test_kept_prefixes_change_no_number_and_are_counted_exactly(llama):
 
 
 def test_a_batch_reads_what_it_shares_once(llama):
-    rows = llama.encode(PROMPTS[:2] + PROMPTS[3:])
+    prompts = PROMPTS[:2] + PROMPTS[3:]
+    rows = llama.encode(prompts)
     shared = next(i for i in range(99) if len({row[i] for row in rows}) > 1)
+    expected, _ = llama.generate(prompts, max_new_tokens=12)
 
-    texts = write(llama, PROMPTS[:2] + PROMPTS[3:], [Plan(max_tokens=3)] * 3)
+    texts = write(llama, prompts, [Plan(max_tokens=12)] * 3)
 
+    assert [text.text for text in texts] == [completion.text for completion in expected]
     assert texts[0].reused == 0
     assert all(text.reused >= shared for text in texts[1:])
 

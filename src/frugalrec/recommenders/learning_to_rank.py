@@ -243,17 +243,23 @@ class _Rows:
 def fewest_trees(curve: Mapping[int, DoubleArray]) -> int:
     """Return the fewest trees that are within one standard error of the best, paired over lists.
 
-    None at all, unless the best is better than none by at least two standard errors.
+    None at all, unless these are better than none by at least two standard errors.
 
     Args:
         curve: Trees -> NDCG of each left-out list; holds 0.
     """
+
+    def lead(a: int, b: int) -> float:
+        """Return by how many standard errors `a` trees are better than `b`."""
+        gaps = curve[a] - curve[b]
+        error = gaps.std(ddof=1) / np.sqrt(gaps.size)
+        return float(gaps.mean() / error) if error > 1e-12 else float(1e12 * gaps.mean())
+
     best = max(curve, key=lambda trees: (round(float(curve[trees].mean()), 9), -trees))
-    for trees in sorted(curve):
-        gaps = curve[best] - curve[trees]
-        if gaps.mean() <= (1 if trees else 2) * gaps.std(ddof=1) / np.sqrt(gaps.size):
-            return trees
-    return best
+    if best == 0:
+        return 0
+    fewest = next(n for n in sorted(curve) if n and (n == best or lead(best, n) <= 1))
+    return fewest if lead(fewest, 0) >= 2 else 0
 
 
 def list_ndcg(scores: NDArray[Any], labels: NDArray[Any], sizes: NDArray[Any], k: int) -> DoubleArray:

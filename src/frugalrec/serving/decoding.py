@@ -87,7 +87,7 @@ class Writer:
     def write(self, prompts: Sequence[Sequence[int]], plans: Sequence[Plan]) -> list[Text]:
         """Write a text after each prompt (token ids), all in one batch."""
         reading = read(self.lm, prompts, self.kept)
-        rows = [_Row(self, Text(plan=plan, reused=n)) for plan, n in zip(plans, reading.reused, strict=True)]
+        rows = [_Row(self, Text(plan=plan, reused=n)) for plan, n in zip(plans, reading.cached, strict=True)]
         depths = torch.tensor(
             [len(prompt) - n for prompt, n in zip(prompts, reading.reused, strict=True)]
             if reading.behind.shape[1]

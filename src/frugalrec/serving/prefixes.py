@@ -77,7 +77,9 @@ class Reading:
     first: Logits
     """What may follow each prompt, (n_prompts, vocabulary)."""
     reused: list[int]
-    """Leading tokens of each prompt that were not read again."""
+    """Leading tokens of each prompt that were put before it instead of being read."""
+    cached: list[int]
+    """Of these, the tokens that nobody in this batch had to read: what is told to the client."""
     behind: Tensor
     """True where a column behind the trees' own prompts holds a token of the prompt, (n, columns)."""
 
@@ -90,20 +92,21 @@ def read(lm: LocalLM, prompts: Sequence[Sequence[int]], kept: KeptPrefixes) -> R
     shared = min(common_prefix(prompts), *(len(prompt) - 1 for prompt in prompts))
     if len(prompts) > 1 and shared >= SHORTEST and kept.longest(prompts[0])[0] < shared:
         # The first of them pays for what all share.
-        paid = read(lm, [prompts[0][:shared]], kept).reused[0]
+        paid = read(lm, [prompts[0][:shared]], kept).cached[0]
     found = [kept.longest(prompt) for prompt in prompts]
     reading = _behind(lm, prompts, found) if any(n for n, _ in found) else _whole(lm, prompts)
     for row, prompt in enumerate(prompts):
         kept.keep(prompt, _layers(reading, row, len(prompt)))
     if paid is not None:
-        reading.reused[0] = min(paid, reading.reused[0])
+        reading.cached[0] = min(paid, reading.cached[0])
     return reading
 
 
 def _whole(lm: LocalLM, prompts: Sequence[Sequence[int]]) -> Reading:
     trees, first = PromptTrees.read(lm, prompts)
     behind = torch.zeros((len(prompts), 0), dtype=torch.bool, device=trees.positions.device)
-    return Reading(trees=trees, first=first, reused=[0] * len(prompts), behind=behind)
+    none = [0] * len(prompts)
+    return Reading(trees=trees, first=first, reused=none, cached=list(none), behind=behind)
 
 
 def _behind(lm: LocalLM, prompts: Sequence[Sequence[int]], found: Sequence[tuple[int, Layers]]) -> Reading:
@@ -125,7 +128,7 @@ def _behind(lm: LocalLM, prompts: Sequence[Sequence[int]], found: Sequence[tuple
     first = trees.grow(
         tokens, columns.expand(len(prompts), -1), sees.expand(len(prompts), -1, -1), wanted=last
     )
-    return Reading(trees=trees, first=first, reused=reused, behind=mask.bool())
+    return Reading(trees=trees, first=first, reused=reused, cached=list(reused), behind=mask.bool())
 
 
 def empty_cache() -> Any:
