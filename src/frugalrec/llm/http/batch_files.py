@@ -86,8 +86,8 @@ def export_batch(
         StorageError: If a file cannot be written.
     """
     with Journal(model.client.file) as journal:
-        first, known = model.look_up(requests, journal)
-    wanted = [(key, requests[number]) for key, number in first.items() if key not in known]
+        missing = model.look_up(requests, journal).missing
+    wanted = [(key, requests[number]) for key, number in missing.items()]
     lines = (_line(model, key, request) for key, request in wanted)
     files: list[Path] = []
     try:
@@ -118,8 +118,9 @@ def import_batch(model: HttpChat, paths: Path | Sequence[Path], requests: Sequen
         raise ConfigError("answers of a batch need a store; give the HttpChat a file.")
     model.client.spending.check()
     with Journal(model.client.file) as journal:
-        first, known = model.look_up(requests, journal)
-        reader = _Reader(model, journal, {key: request_size(requests[n]) for key, n in first.items()}, known)
+        found = model.look_up(requests, journal)
+        sizes = {key: request_size(requests[number]) for key, number in found.first.items()}
+        reader = _Reader(model, journal, sizes, found.known)
         for path in [paths] if isinstance(paths, Path) else paths:
             try:
                 with path.open("rb") as stream:

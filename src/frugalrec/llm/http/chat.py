@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from frugalrec.ledger import Prices, Usage, measure
@@ -79,10 +81,10 @@ class HttpChat:
         """
         self.client.check()
         with measure() as meter, Journal(self.client.file) as journal:
-            first, known = self.look_up(requests, journal)
-            missing = [number for key, number in first.items() if key not in known]
+            found = self.look_up(requests, journal)
+            missing = list(found.missing.values())
             ready = len(requests) - len(missing)
-            calls = self._calls(requests, missing)
+            calls = self._calls(requests, found.missing)
 
             def count(done: int, _: int) -> None:
                 if progress is not None:
@@ -94,14 +96,13 @@ class HttpChat:
                 meter.add(answer.usage)
             if not missing:
                 count(0, 0)
-            answers = [self._recall(r, n, first, known, asked) for n, r in enumerate(requests)]
-        return answers, meter.usage
+        return [_recall(number, found, asked) for number in range(len(requests))], meter.usage
 
     def dry_run(self, requests: Sequence[ChatRequest]) -> DryRun:
         """Say what answering these requests would cost, likely and at most; sends nothing."""
         with Journal(self.client.file) as journal:
-            first, known = self.look_up(requests, journal)
-            sizes = [request_size(requests[number]) for key, number in first.items() if key not in known]
+            missing = self.look_up(requests, journal).missing.values()
+            sizes = [request_size(requests[number]) for number in missing]
             return plan(sizes, len(requests), self.client.spending, self.client.policy, journal)
 
     def probe(self) -> Probe:
@@ -114,43 +115,51 @@ class HttpChat:
             (outcome,) = self.client.ask([call], 1, journal)
         return judge(outcome, asked_for_schema=self.client.endpoint.served_by.structured)
 
-    def look_up(
-        self, requests: Sequence[ChatRequest], journal: Journal
-    ) -> tuple[dict[str, int], dict[str, str]]:
-        """Return (key -> the first request that has it, key -> stored answer)."""
+    def look_up(self, requests: Sequence[ChatRequest], journal: Journal) -> LookUp:
+        """Return which requests are equal, and which are answered already."""
+        fingerprint = self.fingerprint
+        keys = [request.key(fingerprint) for request in requests]
         first: dict[str, int] = {}
-        for number, request in enumerate(requests):
-            first.setdefault(request.key(self.fingerprint), number)
+        for number, key in enumerate(keys):
+            first.setdefault(key, number)
         now = self.client.clock.time()
-        return first, store.known(journal, first, now=now, ttl_s=self.ttl_s)
+        known = store.known(journal, first, now=now, ttl_s=self.ttl_s)
+        return LookUp(keys=keys, first=first, known=known)
 
-    def _recall(
-        self,
-        request: ChatRequest,
-        number: int,
-        first: dict[str, int],
-        known: dict[str, str],
-        asked: dict[int, ChatAnswer],
-    ) -> ChatAnswer:
-        """Return the answer of one request: asked now, asked earlier, or that of an equal request."""
-        if number in asked:
-            return asked[number]
-        key = request.key(self.fingerprint)
-        if key in known:
-            return ChatAnswer(text=known[key], reason="cached")
-        twin = asked[first[key]]
-        reason = "cached" if twin.reason == "answered" else twin.reason
-        return ChatAnswer(text=twin.text, reason=reason, detail=twin.detail)
-
-    def _calls(self, requests: Sequence[ChatRequest], numbers: Sequence[int]) -> Iterator[Call]:
-        for number in numbers:
+    def _calls(self, requests: Sequence[ChatRequest], numbers: Mapping[str, int]) -> Iterator[Call]:
+        for key, number in numbers.items():
             request = requests[number]
-            yield Call(
-                path=CHAT,
-                body=encoded(chat_body(request, self.client.endpoint)),
-                key=request.key(self.fingerprint),
-                size=request_size(request),
-            )
+            body = encoded(chat_body(request, self.client.endpoint))
+            yield Call(path=CHAT, body=body, key=key, size=request_size(request))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookUp:
+    """Which of some requests are equal, and which are answered."""
+
+    keys: Sequence[str]
+    """One a request."""
+    first: Mapping[str, int]
+    """Key -> the first request that has it."""
+    known: Mapping[str, str]
+    """Key -> stored answer."""
+
+    @cached_property
+    def missing(self) -> dict[str, int]:
+        """Key -> the first request that has it, where there is no answer."""
+        return {key: number for key, number in self.first.items() if key not in self.known}
+
+
+def _recall(number: int, found: LookUp, asked: Mapping[int, ChatAnswer]) -> ChatAnswer:
+    """Return the answer of one request: asked now, asked earlier, or that of an equal request."""
+    if number in asked:
+        return asked[number]
+    key = found.keys[number]
+    if key in found.known:
+        return ChatAnswer(text=found.known[key], reason="cached")
+    twin = asked[found.first[key]]
+    reason = "cached" if twin.reason == "answered" else twin.reason
+    return ChatAnswer(text=twin.text, reason=reason, detail=twin.detail)
 
 
 def request_size(request: ChatRequest) -> Size:
