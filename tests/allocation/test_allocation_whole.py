@@ -88,13 +88,13 @@ def test_gain_per_cost_wins_where_the_gain_is_predictable():
 
 def test_it_is_as_good_as_random_where_the_gain_is_not_predictable():
     ahead = 0
-    for seed in range(8):
+    for seed in range(4):
         model, found = curves(predictable=False, seed=seed)
         if found.curves["gain-per-cost"].spent == 0:
             continue  # no user's bound was above 0: nothing bought, nothing lost
         gap = found.difference("gain-per-cost", "random", "area")
         ahead += gap.low > 0 or gap.high < 0
-    assert ahead <= 2  # 95 % intervals, both sides
+    assert ahead <= 1  # 95 % intervals, both sides
 
 
 def test_same_seed_same_decision():

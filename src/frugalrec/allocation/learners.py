@@ -166,7 +166,15 @@ def _outside_means(guesses: DoubleArray, outside: BoolArray) -> tuple[DoubleArra
 
 
 def _slope(guess: DoubleArray, y: DoubleArray) -> float:
-    """Return the least-squares slope of y on the guess, kept between 0 and 1."""
-    moved = guess - guess.mean()
+    """Return the slope of y on the guess, from 0 to 1, less what chance alone gives a slope.
+
+    The least-squares slope b with standard error e becomes ``b - e^2 / b``, 0 if below (positive-part
+    shrinkage, James and Stein 1961).
+    """
+    moved, outcome = guess - guess.mean(), y - y.mean()
     spread = float(moved @ moved)
-    return float(np.clip(moved @ (y - y.mean()) / spread, 0.0, 1.0)) if spread > 1e-300 else 0.0
+    if spread <= 1e-300 or y.size < 3:
+        return 0.0
+    slope = float(moved @ outcome) / spread
+    error = float(np.sum((outcome - slope * moved) ** 2)) / (y.size - 2) / spread
+    return float(np.clip(slope - error / slope, 0.0, 1.0)) if slope > 0 else 0.0
