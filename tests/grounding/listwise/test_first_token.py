@@ -87,6 +87,16 @@ def test_neither_batches_nor_who_else_is_asked_matters(tmp_path):
     assert whole.usage.tokens_in > 0 and whole.usage.llm_calls == 4
 
 
+def test_the_history_is_read_once_for_all_orders(tmp_path):
+    lm = LocalLM.load(tiny_llama(tmp_path, max_position_embeddings=2048))
+    shared = FirstTokenReranker(lm, PROMPT, replicas=3).rerank(DATA, lists())
+    lm.share_prefix, lm._scorer = False, None
+    whole = FirstTokenReranker(lm, PROMPT, replicas=3).rerank(DATA, lists())
+    np.testing.assert_allclose(shared.scores, whole.scores, atol=1e-4)
+    assert shared.usage.tokens_in < 0.7 * whole.usage.tokens_in
+    assert shared.usage.tokens_in + shared.usage.tokens_cached == whole.usage.tokens_in
+
+
 def test_encoder_decoders_are_asked_in_plain_text(tmp_path):
     lm = LocalLM.load(tiny_t5(tmp_path))
     lm.tokenizer.chat_template = None

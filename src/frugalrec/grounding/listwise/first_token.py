@@ -2,7 +2,8 @@
 
 The probability of each candidate's letter as the first token of the answer is its score (FIRST, arXiv
 2406.15657). It takes a model whose probabilities can be read, and no answer has to be parsed. Models
-prefer some letters and places whatever stands there, so show the candidates in several orders.
+prefer some letters and places whatever stands there, so show the candidates in several orders; the history
+is read once for all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from frugalrec.grounding.asking import Asker, Pair, ask_rows
 from frugalrec.grounding.base import Progress
 from frugalrec.grounding.listwise.aggregation import agreement, kendall_tau
 from frugalrec.grounding.listwise.orders import shown_orders
-from frugalrec.grounding.listwise.prompt import LETTERS, ListwisePrompt
+from frugalrec.grounding.listwise.prompt import CANDIDATES, LETTERS, ListwisePrompt
 from frugalrec.grounding.listwise.result import Opinion
 from frugalrec.grounding.listwise.windows import Asked, Window, WindowReranker
 from frugalrec.ledger import Usage
@@ -92,17 +93,22 @@ class FirstTokenReranker(WindowReranker):
 
     def _log_probabilities(self, asked: Mapping[str, Sequence[str]]) -> tuple[list[FloatArray], Usage]:
         """Return the log-probability of each prompt's letters as the next token, and what they cost."""
+        # What is said of a user is read once for all orders: it stands before the candidates.
+        heads: dict[tuple[str, ...], dict[str, list[str]]] = {}
+        for text, letters in asked.items():
+            head = text[: text.index(CANDIDATES)]
+            heads.setdefault(tuple(letters), {}).setdefault(head, []).append(text)
         found: dict[str, FloatArray] = {}
         usage = Usage()
-        for letters in sorted(set(map(tuple, asked.values()))):
+        for own, texts in heads.items():
             groups = [
-                PromptGroup(prefix=text, suffixes=("",))
-                for text, own in asked.items()
-                if tuple(own) == letters
+                PromptGroup(prefix=head, suffixes=tuple(text.removeprefix(head) for text in some))
+                for head, some in texts.items()
             ]
-            rows, spent = self.lm.choose(groups, letters)
-            found |= {group.prefix: row[0] for group, row in zip(groups, rows, strict=True)}
+            rows, spent = self.lm.choose(groups, own)
             usage = usage + spent
+            for some, values in zip(texts.values(), rows, strict=True):
+                found |= dict(zip(some, values, strict=True))
         return [found[text] for text in asked], usage
 
 

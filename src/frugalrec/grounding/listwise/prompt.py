@@ -26,6 +26,8 @@ from frugalrec.llm.prompts import VERBS, clean_title, has_text
 LONGEST_HISTORY, MOST_CANDIDATES = 20, 100
 LETTERS = string.ascii_uppercase
 """Aliases of the candidates where one token must name each."""
+CANDIDATES = "\n\nCandidates:"
+"""What stands between the words about a user and the candidates; a title has no line break."""
 
 _INSTRUCTION = re.compile(
     r"\b(ignore|disregard|forget|override)\b.{0,40}\b(instruction|prompt|rule|message|above|previous|history)"
@@ -189,7 +191,7 @@ class ListwisePrompt:
 
     def _user(self, shown: str, aliases: Sequence[str], candidates: Sequence[str], ask: str) -> str:
         rows = [f"{alias}: {self.quoted(title)}" for alias, title in zip(aliases, candidates, strict=False)]
-        return "\n".join([shown, "", "Candidates:", *rows, "", ask])
+        return "\n".join([f"{shown}{CANDIDATES}", *rows, "", ask])
 
     def _checked(self, n: int, most: int) -> int:
         if not 1 <= n <= most:
