@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -143,6 +144,31 @@ def test_two_processes_share_one_cap(tmp_path):
     assert account.tokens > 8_000 - 336 and account.calls == server.calls
     asked_by = {body["messages"][1]["content"][0] for body in server.bodies}
     assert asked_by == {"a", "b"}
+
+
+def test_threads_that_share_a_model_share_its_cap(make_chat, tmp_path, questions):
+    with FaultyEndpoint(reply="y" * 30, bytes_per_token=1) as server:
+        cap = SpendCap(limit=3_000, unit="tokens")
+        chat = make_chat(server, file=tmp_path / "f", cap=cap)
+        parts = [questions(20, start=start) for start in (0, 20, 40)]
+        with ThreadPoolExecutor(3) as threads:
+            found = list(threads.map(lambda part: chat.chat(part)[0], parts))
+    reasons = {answer.reason for answers in found for answer in answers}
+    assert reasons == {"answered", "over-budget"}
+    assert server.billed_tokens == spent(tmp_path / "f").tokens <= 3_000
+
+
+def test_a_machine_paid_by_the_hour_is_capped_by_its_seconds(make_chat, tmp_path, questions):
+    # $ 3.6 an hour are $ 0.001 a second: an attempt of at most 5 seconds reserves $ 0.005.
+    rented = Prices(as_of="2026-05-01", per_machine_hour=3.6)
+    with FaultyEndpoint() as server:
+        cap = SpendCap(limit=0.0049, unit="money")
+        chat = make_chat(server, file=tmp_path / "f", cap=cap, prices=rented)
+        assert chat.chat(questions(1))[0][0].reason == "over-budget"
+        cap = SpendCap(limit=0.0051, unit="money")
+        chat = make_chat(server, file=tmp_path / "f", cap=cap, prices=rented)
+        assert chat.chat(questions(1))[0][0].reason == "answered"
+    assert server.calls == 1 and spent(tmp_path / "f").money == 0.0  # the clock of this test stood still
 
 
 def test_an_endpoint_that_bills_more_than_it_may_stops_everything_after(
