@@ -42,12 +42,14 @@ from frugalrec.data.readers.tallrec import PointwiseRows, movie_users, parse_pro
 from frugalrec.distillation.lessons import yes_no_queries
 from frugalrec.distillation.options import DistilOptions
 from frugalrec.distillation.saving import load_student
-from frugalrec.distillation.student import Distilled, distil_yes_no, start
+from frugalrec.distillation.starting import start
+from frugalrec.distillation.student import Distilled, distil_yes_no
 from frugalrec.distillation.wording import beginning
 from frugalrec.evaluation.pointwise import auc_interval
 from frugalrec.llm.base import PromptGroup
 from frugalrec.llm.kv_prefix import KVPrefix, add_kv_prefix, remove_kv_prefix
 from frugalrec.llm.local import LocalLM
+from frugalrec.llm.models import sha256_of
 from frugalrec.llm.preferences import PreferencePrompt
 from frugalrec.rng import generator
 from frugalrec.tuning import PointwiseConfig, PointwiseTuner, TrainingRow
@@ -73,11 +75,12 @@ class Bench:
 
     @property
     def key(self) -> str:
-        """A hash of all options that decide scores."""
+        """A hash of all options that decide scores, and of the teacher's weights."""
         free = ("quick", "timed", "threads", "data", "cache")
         said = {name: value for name, value in vars(self.options).items() if name not in free}
         versions = [version(name) for name in ("torch", "transformers", "peft")]
-        return hashlib.sha256(repr([sorted(said.items()), versions]).encode()).hexdigest()[:12]
+        weights = hashes(self.adapter)
+        return hashlib.sha256(repr([sorted(said.items()), versions, weights]).encode()).hexdigest()[:12]
 
     def _tuned(self) -> Path:
         """Tune the teacher in words; return its adapter."""
@@ -138,12 +141,21 @@ class Bench:
         start(lm, self.prompt, yes_no_queries(lm, some, self.prompt.answers), recipe)
         return lm, self.prompt if mode == "prefix-kv" else replace(self.prompt, learned=recipe.learned)
 
-    def scores(self, arm: str, load: Callable[[], tuple[LocalLM, PreferencePrompt]]) -> np.ndarray:
-        """Return the log-odds of Yes on the test rows, in chunks that are stored."""
+    def scores(
+        self, arm: str, load: Callable[[], tuple[LocalLM, PreferencePrompt]], made: Path | None
+    ) -> np.ndarray:
+        """Return the log-odds of Yes on the test rows, in chunks that are stored.
+
+        Args:
+            arm: Name.
+            load: Loads the model and its prompt.
+            made: A student's folder: a student that was distilled anew is scored anew.
+        """
         held: list[tuple[LocalLM, PreferencePrompt]] = []
+        own = "" if made is None else hashlib.sha256(repr(hashes(made)).encode()).hexdigest()[:8]
         found = []
         for first in range(0, len(self.test), CHUNK):
-            name = f"{arm}-{self.key}-{len(self.test)}-{first}.npy"
+            name = f"{arm}-{self.key}{own}-{len(self.test)}-{first}.npy"
             path = self.options.cache / "scores" / name.replace(" ", "-").replace(",", "")
             if not path.is_file():
                 if not held:
@@ -214,19 +226,27 @@ def _single(lm: LocalLM, prompt: PreferencePrompt, rows: PointwiseRows) -> tuple
     return tokens, 1000 * float(np.median(spent)), found
 
 
-def arms(bench: Bench) -> Iterator[tuple[str, Callable[[], tuple[LocalLM, PreferencePrompt]]]]:
-    """Yield the rows of the table, each with what loads its model and prompt."""
-    yield "worded", lambda: (bench.teacher(), bench.prompt)
+Load = Callable[[], tuple[LocalLM, PreferencePrompt]]
+
+
+def hashes(folder: Path) -> list[str]:
+    """Return the hash of each file of weights."""
+    return [sha256_of(path) for path in sorted(folder.glob("*.safetensors"))]
+
+
+def arms(bench: Bench) -> Iterator[tuple[str, Load, Path | None]]:
+    """Yield the rows of the table, each with what loads its model and prompt, and a student's folder."""
+    yield "worded", lambda: (bench.teacher(), bench.prompt), None
     bare = replace(bench.prompt, learned=("", "\n"))
-    yield "bare", lambda: (bench.teacher(), bare)
+    yield "bare", lambda: (bench.teacher(), bare), None
     for mode, name in (("vectors", "vectors"), ("prefix-kv", "prefix")):
-        yield f"{name}, untrained", lambda mode=mode: bench.untrained(mode)
+        yield f"{name}, untrained", lambda mode=mode: bench.untrained(mode), None
         found = bench.student(mode)
 
         def load(found: Distilled = found) -> tuple[LocalLM, Any]:
             return load_student(found.path, bench.options.model, dtype="float32", device="cpu")
 
-        yield name, load
+        yield name, load, found.path
 
 
 def main() -> None:
@@ -239,8 +259,8 @@ def main() -> None:
     bench = Bench(options)
     some = bench.test.take(np.linspace(0, len(bench.test) - 1, options.timed).astype(int))
     table, costs, worded = [], {}, None
-    for arm, load in arms(bench):
-        scores = bench.scores(arm, load)
+    for arm, load, made in arms(bench):
+        scores = bench.scores(arm, load, made)
         worded = scores if worded is None else worded
         table.append(bench.judged(arm, scores, worded))
         if "untrained" not in arm and arm != "bare":
@@ -255,7 +275,8 @@ def main() -> None:
     for cost in costs.values():
         cost["cached"].pop("odds", None)
     facts = {mode: bench.student(mode).evidence for mode in ("vectors", "prefix-kv")}
-    wanted = ("kl_before", "kl_after", "cpu_seconds", "rows", "validation", "tokens_worded")
+    wanted = ["kl_before", "kl_after", "cpu_seconds", "rows", "validation"]
+    wanted += ["tokens_worded", "tokens_worded_cached", "tokens_learned", "tokens_learned_cached"]
     print(
         json.dumps(
             {
@@ -299,7 +320,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--test-rows", type=int, default=200)
     parser.add_argument("--timed", type=int, default=24)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model", default="smollm2-135m", help="embedded, or a folder")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--cache", type=Path, default=Path("runs/distil"))

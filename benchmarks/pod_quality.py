@@ -96,7 +96,7 @@ class Work:
         named = np.array([bool(title.strip()) for title in titles])
         if not named.any() or list(titles) == [str(item) for item in self.parts.train.item_ids]:
             return None
-        encoder = SentenceEncoder.load("minilm-l6", cache=self.options.folder / "vectors")
+        encoder = SentenceEncoder.load("minilm-l6", cache=self.options.vectors)
         vectors = encoder.embed(titles).astype(np.float32)
         vectors[~named] = 0
         return vectors
@@ -340,7 +340,10 @@ def report(
         "fit_s": work.fit_s,
         "options": {
             n: getattr(options, n)
-            for n in ("epochs", "prompt_vectors", "soft_weight", "temperature", "dropout")
+            for n in (
+                *("epochs", "prompt_vectors", "soft_weight", "temperature", "dropout"),
+                *("pod_epochs", "pod_width", "pod_layers"),
+            )
         },
         "threads": options.threads,
         "versions": {"python": platform.python_version(), "torch": version("torch")},
@@ -365,6 +368,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--users", type=int, default=None, help="fewer users, drawn at random")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "pod-quality")
+    parser.add_argument("--vectors", type=Path, default=ROOT / "runs" / "pod-quality" / "vectors")
     options = parser.parse_args()
     if options.quick:
         options.users, options.epochs, options.seeds = 2_000, 2, [0]

@@ -18,7 +18,8 @@ from frugalrec.distillation.learning import DistilTask
 from frugalrec.distillation.lessons import Lesson, lessons, title_queries, yes_no_queries
 from frugalrec.distillation.options import DistilOptions
 from frugalrec.distillation.saving import load_student, read_student
-from frugalrec.distillation.student import distil_titles, distil_yes_no, start
+from frugalrec.distillation.starting import start
+from frugalrec.distillation.student import distil_titles, distil_yes_no
 from frugalrec.distillation.teacher import taught
 from frugalrec.distillation.wording import beginning
 from frugalrec.errors import ConfigError, DataError, ModelError
@@ -27,7 +28,8 @@ from frugalrec.llm.kv_prefix import kv_prefix
 from frugalrec.llm.local import LocalLM
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.llm.preferences import PreferencePrompt
-from frugalrec.llm.prompt_vectors import MANIFEST, WEIGHTS, learned_prompt
+from frugalrec.llm.prompt_files import MANIFEST, WEIGHTS
+from frugalrec.llm.prompt_vectors import learned_prompt
 from frugalrec.testing.tiny_models import tiny_llama, tiny_t5
 from frugalrec.tuning import PointwiseConfig, PointwiseTuner, TrainingRow
 from frugalrec.tuning.reload import fresh_copy

@@ -30,7 +30,8 @@ from frugalrec.errors import ConfigError, ModelError
 from frugalrec.grounding.item_ids import random_numbers, semantic
 from frugalrec.llm.adapters import network_fingerprint
 from frugalrec.llm.local import LocalLM
-from frugalrec.llm.prompt_vectors import TaskPrompt, add_prompt, token_embeddings, vocabulary_hash
+from frugalrec.llm.prompt_files import vocabulary_hash
+from frugalrec.llm.prompt_vectors import TaskPrompt, add_prompt, token_embeddings
 from frugalrec.testing.tiny_models import tiny_llama, tiny_qwen, tiny_t5
 from frugalrec.testing.toys import cycle_dataset
 

@@ -16,15 +16,12 @@ import torch
 from frugalrec.errors import ConfigError, ModelError
 from frugalrec.llm.base import PromptGroup
 from frugalrec.llm.local import LocalLM
+from frugalrec.llm.prompt_files import MANIFEST, WEIGHTS, load_prompt, save_prompt
 from frugalrec.llm.prompt_vectors import (
-    MANIFEST,
-    WEIGHTS,
     TaskPrompt,
     add_prompt,
     learned_prompt,
-    load_prompt,
     remove_prompt,
-    save_prompt,
     token_embeddings,
 )
 from frugalrec.testing.tiny_models import tiny_llama, tiny_qwen, tiny_t5

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frugalrec.distillation.student import ADAPTER, Distilled, check_same
+from frugalrec.distillation.student import ADAPTER, Distilled
 from frugalrec.distillation.wording import Prompt
 from frugalrec.errors import ModelError
 from frugalrec.llm.adapters import read_weights
@@ -15,7 +15,7 @@ from frugalrec.llm.kv_prefix import kv_prefix, save_kv_prefix
 from frugalrec.llm.models import sha256_of
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.llm.preferences import PreferencePrompt
-from frugalrec.llm.prompt_vectors import MANIFEST, WEIGHTS, read_manifest, save_prompt
+from frugalrec.llm.prompt_files import MANIFEST, WEIGHTS, read_manifest, save_prompt
 from frugalrec.llm.prompts import RerankPrompt
 from frugalrec.runs import write_text
 
@@ -53,7 +53,7 @@ def save(
     write(student, out, said)
     again = fresh_copy(teacher, student.adapter)
     try:
-        from frugalrec.llm.prompt_vectors import load_prompt
+        from frugalrec.llm.prompt_files import load_prompt
 
         load_prompt(again, out)
         changed = check_same(student, again, probes)
@@ -138,3 +138,21 @@ def load_student(folder: Path, model: str | Path | None = None, **options: Any) 
     name = read_manifest(folder)["base"]["name"] if model is None else model
     adapter = options.pop("adapter", found.adapter)
     return LocalLM.load(name, adapter=adapter, prompt=Path(folder), **options), found.prompt
+
+
+def check_same(student: LocalLM, again: LocalLM, probes: Sequence[Query]) -> float:
+    """Return by how much a reloaded student's log-probabilities differ.
+
+    Raises:
+        ModelError: If by more than rounding explains.
+    """
+    from frugalrec.tuning.reload import SAME_MACHINE, difference, log_probabilities
+
+    wanted = log_probabilities(student, probes)
+    largest, allowed = difference(log_probabilities(again, probes), wanted, rounding=SAME_MACHINE)
+    if not largest <= allowed:
+        raise ModelError(
+            f"the saved student answers otherwise than the trained one (log-probabilities differ by up to "
+            f"{largest:.3g}); distil again."
+        )
+    return largest

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from frugalrec.errors import ConfigError, ModelError
 from frugalrec.llm.prefix import attention_window, common_prefix
-from frugalrec.llm.prompt_vectors import KV_PREFIX, write_prompt
+from frugalrec.llm.prompt_files import KV_PREFIX, write_prompt
 
 if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
@@ -187,7 +187,7 @@ def remove_kv_prefix(lm: LocalLM) -> None:
 
 
 def save_kv_prefix(lm: LocalLM, folder: Path, evidence: Mapping[str, Any] | None = None) -> None:
-    """Write the prefix of a model, as `prompt_vectors.save_prompt` writes vectors.
+    """Write the prefix of a model, as `prompt_files.save_prompt` writes vectors.
 
     Raises:
         ModelError: If it has none, or one of its values is no finite number.

@@ -71,7 +71,7 @@ class LocalLM(LanguageModel):
         Args:
             model: An embedded model's name, a folder, or a Hugging Face id.
             adapter: A PEFT adapter's folder, put on top of the model.
-            prompt: A learned prompt's folder; see `frugalrec.llm.prompt_vectors`.
+            prompt: A learned prompt's folder; see `frugalrec.llm.prompt_files`.
             dtype: ``"auto"`` takes bfloat16 where the processor multiplies it in hardware, else
                 float32: without that, bfloat16 is several times slower on a CPU.
             device: ``"auto"`` takes a GPU if there is one.
@@ -96,7 +96,7 @@ class LocalLM(LanguageModel):
             max_batch_tokens=max_batch_tokens,
         )
         if prompt is not None:
-            from frugalrec.llm.prompt_vectors import load_prompt
+            from frugalrec.llm.prompt_files import load_prompt
 
             load_prompt(loaded, prompt)
         return loaded

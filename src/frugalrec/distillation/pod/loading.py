@@ -56,7 +56,7 @@ def load_pod(
         ModelError: If a file is missing or damaged, or base model, vocabulary, catalogue or ids are others.
     """
     from frugalrec.llm.local import LocalLM
-    from frugalrec.llm.prompt_vectors import vocabulary_hash
+    from frugalrec.llm.prompt_files import vocabulary_hash
 
     folder = Path(folder)
     manifest = read_manifest(folder)

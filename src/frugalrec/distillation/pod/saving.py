@@ -17,13 +17,8 @@ from frugalrec.llm.adapters import network_fingerprint
 from frugalrec.llm.conversion import quiet_transformers
 from frugalrec.llm.kv_prefix import kv_prefix, save_kv_prefix
 from frugalrec.llm.models import sha256_of
-from frugalrec.llm.prompt_vectors import (
-    add_prompt,
-    learned_prompt,
-    remove_prompt,
-    save_prompt,
-    vocabulary_hash,
-)
+from frugalrec.llm.prompt_files import save_prompt, vocabulary_hash
+from frugalrec.llm.prompt_vectors import add_prompt, learned_prompt, remove_prompt
 from frugalrec.runs import storage_errors, write_text
 from frugalrec.tuning.trained import trained_weights
 
