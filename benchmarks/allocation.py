@@ -114,13 +114,15 @@ class Seed:
         done = self.done
         second = None if done.second is None else done.second.rankings["test"]
         signals = allocating.signals_of(done.config, done.data.split.history("test"), self.whole, second)
-        gains = allocating.calibration_gains(done.config, done.data, done.first, done.main)
-        model = allocating.fit_gain(done.config, done.data, done.first, done.second, done.main, gains)
-        log(f"seed {self.number}: {'no model' if model is None else model.evidence}")
+        measured = allocating.measure_gain(done.config, done.data, done.first, done.second, done.main)
+        model, signs = measured.model, "proven" if measured.proven else "not proven"
+        log(f"seed {self.number}: {'no model' if model is None else model.evidence} A gain is {signs}.")
+        # Rules are drawn over all budgets whether or not a gain is proven; a run spends only where it is.
+        gain = measured.expected(signals) if model is None else model.predict(signals)
         return Evidence(
             weakness=allocating.weakness_of(done.config, done.data, done.first),
             signals=signals,
-            gain=allocating.expected(model, signals),
+            gain=gain,
             gains=Gains.between(self.judged(self.fused), self.judged(self.whole), METRIC, "test"),
         )
 

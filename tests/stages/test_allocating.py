@@ -84,7 +84,7 @@ def facts_of(base, kind, **changes):
 def test_an_llm_that_knows_the_answers_is_paid_for_within_the_budget(base):
     _, routing = routed(base, "oracle", allocation__policy="gain-per-cost", allocation__budget="30%")
     allocation = routing.allocation
-    assert routing.model.evidence.effect.low > 0
+    assert routing.measured.model.evidence.effect.low > 0
     assert 0 < allocation.spent <= 0.3 * routing.costs.total
     assert allocation.spent > 0.25 * routing.costs.total
 
@@ -92,9 +92,9 @@ def test_an_llm_that_knows_the_answers_is_paid_for_within_the_budget(base):
 @pytest.mark.parametrize("kind", ["harm", "noise"])
 def test_an_llm_that_gains_nothing_is_not_paid_for(base, kind):
     facts, routing = facts_of(base, kind, allocation__policy="gain-per-cost", allocation__budget="unlimited")
-    assert routing.gains.values.mean() <= 0.002
+    assert routing.measured.gains.values.mean() <= 0.002
     if kind == "harm":
-        assert np.abs(routing.gains.values).max() == 0  # the weight of 0 wins in every fold
+        assert np.abs(routing.measured.gains.values).max() == 0  # the weight of 0 wins in every fold
     assert routing.allocation.routed.mean() < 0.1
     if not routing.allocation.routed.any():
         assert facts["decision"][0].startswith("Nothing is spent on test users")

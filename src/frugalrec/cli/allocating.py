@@ -58,6 +58,8 @@ def plan(
     )
     if facts["evidence"]:
         typer.echo(f"{facts['evidence']}")
+    if not facts["proven"]:
+        typer.echo("No gain is proven on the run's calibration users, so gain-per-cost spends nothing.")
     typer.echo(
         f"Expected gain, mean over all users: {facts['metric']} {facts['expected_gain']:+.4f}. "
         f"The plan: {out}"

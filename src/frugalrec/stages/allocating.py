@@ -15,6 +15,7 @@ import numpy as np
 from frugalrec.allocation import Evidence, allocate
 from frugalrec.allocation.costs import Budget, UserCosts, user_costs
 from frugalrec.allocation.gain import FEWEST, GainEstimate, GainModel, Gains
+from frugalrec.allocation.gates import Gate, fit_gates
 from frugalrec.allocation.headroom import Headroom, check_headroom
 from frugalrec.allocation.policies import POLICIES, policy_name
 from frugalrec.allocation.signals import Signals, user_signals
@@ -39,6 +40,30 @@ FOLDS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What calibration users say of the LLM's gain."""
+
+    gains: Gains
+    """What each gained; the fusion weight of each was chosen on others."""
+    gate: Gate
+    """The mean gain of the best weight, and its lower bound, which allows for the choice."""
+    model: GainModel | None
+    """None with too few calibration users."""
+
+    @property
+    def proven(self) -> bool:
+        """Return whether the LLM surely helps on average, or surely helps some more than others."""
+        return self.model is not None and (self.gate.open or self.model.evidence.predictable)
+
+    def expected(self, signals: Signals) -> GainEstimate:
+        """Return the expected gains of any users; none of anybody where no gain is proven."""
+        if self.model is not None and self.proven:
+            return self.model.predict(signals)
+        none = np.zeros(signals.users.size)
+        return GainEstimate(users=signals.users, mean=none, se=none, z=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Routing:
     """Which test users get the LLM, and all that was known when it was decided."""
 
@@ -46,11 +71,8 @@ class Routing:
     costs: UserCosts
     """Estimated cost of every test user, in the budget's unit."""
     headroom: Headroom
-    gains: Gains
-    """What the LLM gained calibration users; the weight of each was chosen on others."""
-    model: GainModel | None
-    """None with too few calibration users."""
-    estimate: GainEstimate | None
+    measured: Measured
+    estimate: GainEstimate
     """Expected gains of all test users."""
     weakness: Weakness
     signals: Signals
@@ -89,10 +111,9 @@ def allocate_users(
     ranking = first.rankings["test"]
     histories = data.split.history("test")
     signals = signals_of(config, histories, ranking, None if second is None else second.rankings["test"])
-    gains = calibration_gains(config, data, first, main)
-    model = fit_gain(config, data, first, second, main, gains)
+    measured = measure_gain(config, data, first, second, main)
     weakness = weakness_of(config, data, first)
-    estimate = None if model is None else model.predict(signals)
+    estimate = measured.expected(signals)
     section = config.allocation
     costs = costs_of(config, data, histories, ranking, first, main)
     allocation = allocate(
@@ -102,7 +123,7 @@ def allocate_users(
         seed=config.seed,
         budget=budget_of(config),
         costs=costs,
-        evidence=Evidence(weakness=weakness, signals=signals, gain=expected(model, signals)),
+        evidence=Evidence(weakness=weakness, signals=signals, gain=estimate),
         floor=section.floor,
     )
     head = first.rankings["valid"].take(main.rows)
@@ -117,8 +138,7 @@ def allocate_users(
         allocation=allocation,
         costs=costs,
         headroom=room,
-        gains=gains,
-        model=model,
+        measured=measured,
         estimate=estimate,
         weakness=weakness,
         signals=signals,
@@ -144,43 +164,27 @@ def weakness_of(config: RunConfig, data: Prepared, first: CheapArm) -> Weakness:
     return weak_users(ranks, history.lengths, fold="valid", metric=config.evaluation.primary)
 
 
-def fit_gain(
-    config: RunConfig,
-    data: Prepared,
-    first: CheapArm,
-    second: CheapArm | None,
-    main: Calibration,
-    gains: Gains,
-) -> GainModel | None:
-    """Return a model of the gain, or None with too few calibration users."""
-    if gains.users.size < FEWEST:
-        return None
-    head = first.rankings["valid"].take(main.rows)
-    other = None if second is None else second.rankings["valid"]
-    signals = signals_of(config, data.split.history("valid"), head, other)
-    # The same people may be served in the test, with later targets: folds differ, not users.
-    none = np.empty(0, dtype=np.int32)
-    return GainModel(z=config.allocation.z, seed=config.seed).fit(signals, gains, test_users=none)
-
-
-def expected(model: GainModel | None, signals: Signals) -> GainEstimate:
-    """Return the expected gains; without a model, nothing is expected of anybody, and nothing is spent."""
-    if model is not None:
-        return model.predict(signals)
-    none = np.zeros(signals.users.size)
-    return GainEstimate(users=signals.users, mean=none, se=none, z=0.0)
-
-
-def calibration_gains(config: RunConfig, data: Prepared, first: CheapArm, main: Calibration) -> Gains:
-    """Return what the LLM gained each calibration user, at a fusion weight that others chose."""
+def measure_gain(
+    config: RunConfig, data: Prepared, first: CheapArm, second: CheapArm | None, main: Calibration
+) -> Measured:
+    """Compare the cheap and the fused lists of calibration users, and learn for whom the LLM helps."""
     primary = config.evaluation.primary
-    ranking = first.rankings["valid"].take(main.rows)
-    runs = [_fused(config, data, "valid", ranking, main, weight) for weight in sorted(config.llm.weights)]
-    table = np.stack([run.values[primary] for run in runs])
-    cheap = _fused(config, data, "valid", ranking, main, 0.0)
-    order = generator(config.seed, "calibration", "folds").permutation(ranking.users.size)
-    values = cross_fitted(table, order % FOLDS)
-    return Gains.between(replace(cheap, values={primary: values}), cheap, primary, "valid")
+    head = first.rankings["valid"].take(main.rows)
+    cheap = _fused(config, data, "valid", head, main, 0.0)
+    weights = sorted({0.0, *config.llm.weights})
+    values = {weight: _fused(config, data, "valid", head, main, weight).values[primary] for weight in weights}
+    order = generator(config.seed, "calibration", "folds").permutation(head.users.size)
+    honest = cross_fitted(np.stack([values[weight] for weight in weights]), order % FOLDS)
+    gains = Gains.between(replace(cheap, values={primary: honest}), cheap, primary, "valid")
+    gates = fit_gates(np.zeros(head.users.size, dtype=np.int64), values, seed=config.seed)
+    model = None
+    if gains.users.size >= FEWEST:
+        other = None if second is None else second.rankings["valid"]
+        signals = signals_of(config, data.split.history("valid"), head, other)
+        # The same people may be served in the test, with later targets: folds differ, not users.
+        none = np.empty(0, dtype=np.int32)
+        model = GainModel(z=config.allocation.z, seed=config.seed).fit(signals, gains, test_users=none)
+    return Measured(gains=gains, gate=gates.gates[0], model=model)
 
 
 def cross_fitted(table: DoubleArray, folds: LongArray) -> DoubleArray:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from frugalrec.allocation.gain import calibration_slice
 from frugalrec.config import RunConfig
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.splits import Fold
@@ -22,7 +23,6 @@ from frugalrec.grounding.reranking import Reranker, ScoreReranker
 from frugalrec.ledger import Meter, Usage
 from frugalrec.llm.http.accounts import spent
 from frugalrec.llm.prompts import RerankPrompt
-from frugalrec.rng import generator
 from frugalrec.runs import Run, Stage
 from frugalrec.stages.artefacts import load_arrays, load_json, save_arrays, save_json
 from frugalrec.stages.cheap import CheapArm
@@ -96,7 +96,7 @@ def calibrate(
     Returns:
         The ways to use the LLM by name; the last one is the one that allocation decides about.
     """
-    rows = _calibration_rows(config, first)
+    rows = _calibration_rows(config, data, first)
     names = [ZERO_SHOT] * config.llm.zero_shot + [TUNED] * (tuned is not None)
     found = {}
     for name in names or [ZERO_SHOT]:
@@ -292,7 +292,9 @@ def _choose(config: RunConfig, data: Prepared, ranking: Ranking, odds: FloatArra
     return choose_weight(config.llm.weights, value)
 
 
-def _calibration_rows(config: RunConfig, first: CheapArm) -> Any:
+def _calibration_rows(config: RunConfig, data: Prepared, first: CheapArm) -> IntArray:
+    """Return the rows of calibration users: all alike likely, each level of activity by its share."""
     users = first.rankings["valid"].users
-    order = generator(config.seed, "calibration").permutation(users.size)
-    return np.sort(order[: config.llm.calibration_users])
+    lengths = data.split.history("valid").lengths[users]
+    chosen = calibration_slice(users, lengths, config.llm.calibration_users, config.seed)
+    return np.flatnonzero(np.isin(users, chosen)).astype(np.int32)

@@ -130,9 +130,8 @@ def plan(
     ranking = done.lists(done.first, done.users)
     second = None if done.second is None else done.lists(done.second, done.users)
     signals = allocating.signals_of(config, done.histories, ranking, second)
-    gains = allocating.calibration_gains(config, done.data, done.first, done.main)
-    model = allocating.fit_gain(config, done.data, done.first, done.second, done.main, gains)
-    estimate = allocating.expected(model, signals)
+    measured = allocating.measure_gain(config, done.data, done.first, done.second, done.main)
+    estimate = measured.expected(signals)
     costs = allocating.costs_of(config, done.data, done.histories, ranking, done.first, done.main)
     weakness = allocating.weakness_of(config, done.data, done.first)
     chosen = allocate(
@@ -162,7 +161,8 @@ def plan(
         "metric": config.evaluation.primary,
         "expected_gain": float(estimate.mean[routed].sum() / max(routed.size, 1)),
         "weight": done.weight,
-        "evidence": None if model is None else str(model.evidence),
+        "proven": measured.proven,
+        "evidence": None if measured.model is None else str(measured.model.evidence),
     }
 
 

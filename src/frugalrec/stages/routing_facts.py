@@ -19,7 +19,7 @@ from frugalrec.evaluation.ranks import ranks_from_ranking
 from frugalrec.evaluation.segments import activity_groups
 from frugalrec.grounding.fusion import fuse
 from frugalrec.reporting.facts import AllocationFacts, GroupFacts, PolicyFacts
-from frugalrec.stages.allocating import Routing
+from frugalrec.stages.allocating import Measured, Routing
 from frugalrec.stages.asking import Served, Variant
 from frugalrec.stages.cheap import CheapArm
 from frugalrec.stages.data import Prepared
@@ -37,7 +37,7 @@ def allocation_facts(
     """Return what is known of the choice of users."""
     allocation, room = routing.allocation, routing.headroom
     main = list(served.variants.values())[-1]
-    effect = interval(routing.gains.values, seed=config.seed)
+    effect = interval(routing.measured.gains.values, seed=config.seed)
     curves = _curves(config, data, first, routing, served, main)
     facts: AllocationFacts = {
         "policy": allocation.policy,
@@ -48,18 +48,18 @@ def allocation_facts(
         "spent": allocation.spent,
         "whole": routing.costs.total,
         "metric": config.evaluation.primary,
-        "calibration_users": int(routing.gains.users.size),
+        "calibration_users": int(routing.measured.gains.users.size),
         "effect": _ends(effect),
         "headroom": [room.current, room.ceiling],
         "reachable": room.share_with_hit,
         "decision": tuple(_sentences(config, data, first, routing, served, main, curves)),
         "groups": _groups(routing, data),
     }
-    if routing.model is not None:
-        facts["foresight"] = _ends(routing.model.evidence.rank_correlation)
-        weights = getattr(routing.model.learned, "weights", None)  # trees have none
+    if routing.measured.model is not None:
+        facts["foresight"] = _ends(routing.measured.model.evidence.rank_correlation)
+        weights = getattr(routing.measured.model.learned, "weights", None)  # trees have none
         if weights is not None:
-            names = routing.model.standardiser.names
+            names = routing.measured.model.standardiser.names
             order = np.argsort(-np.abs(weights))
             facts["signals"] = [[names[i], float(weights[i])] for i in order.tolist()]
     if curves is not None and curves.defined:
@@ -79,13 +79,13 @@ def _sentences(
 ) -> list[str]:
     """Return what was decided and why."""
     said = [_who(routing, main)]
-    if routing.model is None:
-        said.append(
-            f"{routing.gains.users.size} calibration users are too few to predict gains; give {FEWEST}."
-        )
+    if routing.measured.model is None:
+        n = routing.measured.gains.users.size
+        said.append(f"{n} calibration users are too few to predict gains; give {FEWEST}.")
     else:
-        said.append(_capital(str(routing.model.evidence)))
-    if routing.estimate is not None and routing.allocation.policy != "gain-per-cost":
+        said.append(_capital(str(routing.measured.model.evidence)))
+        said.append(_proof(routing.measured))
+    if routing.measured.proven and routing.allocation.policy != "gain-per-cost":
         paying = int((routing.estimate.lower > 0).sum())
         said.append(
             f"The policy gain-per-cost would ask for {paying:,} of {routing.estimate.users.size:,} test "
@@ -107,13 +107,22 @@ def _who(routing: Routing, main: Variant) -> str:
             f"{allocation.budget}."
         )
     if allocation.policy == "gain-per-cost":
-        why = (
-            "calibration users are served best with a weight of 0 for the LLM"
-            if main.choice.weight == 0
-            else "for no test user is the lower bound of the expected gain above 0"
-        )
+        why = "for no test user is the lower bound of the expected gain above 0"
+        if main.choice.weight == 0:
+            why = "calibration users are served best with a weight of 0 for the LLM"
+        elif not routing.measured.proven:
+            why = "no gain is proven on calibration users, neither on average nor for some of them"
         return f"Nothing is spent on test users: {why}."
     return f"Nobody gets the LLM: the policy is {allocation.policy}, the budget {allocation.budget}."
+
+
+def _proof(measured: Measured) -> str:
+    """Return what is sure of the mean gain, the choice of the weight allowed for."""
+    gate = measured.gate
+    return (
+        f"At the best weight, {gate.best_weight:g}, the mean gain is {gate.gain:+.4f}, and surely above "
+        f"{gate.lower:+.4f} (95 %, allowing for the choice of the weight)."
+    )
 
 
 def _labels(
@@ -188,7 +197,7 @@ def _scores(
     lengths = data.split.history("test").lengths[trial.users]
     found = {}
     for name in RULES:
-        if name == "gain-per-cost" and routing.estimate is None:
+        if name == "gain-per-cost" and not routing.measured.proven:
             continue
         chosen = allocate(
             name,
@@ -217,7 +226,7 @@ def _groups(routing: Routing, data: Prepared) -> list[GroupFacts]:
     users = routing.allocation.users
     lengths = data.split.history("test").lengths[users]
     group = activity_groups(lengths, GROUPS)
-    estimate = None if routing.estimate is None else routing.estimate.at(users).mean
+    estimate = routing.estimate.at(users).mean if routing.measured.proven else None
     found = []
     for number in np.unique(group).tolist():
         rows = group == number
