@@ -133,9 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.users, options.probed = 3, 0
-    lm = LocalLM.load(
-        "smollm2-135m", dtype="float32", device="cpu", threads=options.threads, max_batch_tokens=32_768
-    )
+    lm = LocalLM.load("smollm2-135m", dtype="float32", device="cpu", threads=options.threads)
     cut = split(film_club(n_members=600, seed=options.seed))
     history, targets = cut.history("test"), cut.targets("test")
     users = generator(options.seed, "listwise", "users").permutation(cut.users("test"))
