@@ -187,7 +187,7 @@ def tiny(tmp_path_factory):
     return LocalLM.load(folder, dtype="float32", device="cpu")
 
 
-PATIENT = {"timeout_s": 120.0, "deadline_s": 300.0, "concurrency": 6}
+PATIENT = {"timeout_s": 300.0, "deadline_s": 600.0, "concurrency": 6}
 
 
 def test_a_model_answers_over_http_as_it_does_in_this_process(tiny):
@@ -255,7 +255,7 @@ def test_the_embedded_llm_ranks_over_http(smollm2):
     from frugalrec.serving import served
 
     lm = LocalLM.load(smollm2, dtype="float32", device="cpu")
-    cheap = cheap_lists(USERS[:6])
+    cheap = cheap_lists(USERS[:3])
     with served(lm, name="smollm2") as address:
         chat = chat_at(address, model="smollm2", profile="vllm", policy=PATIENT)
         probe = chat.probe()
@@ -265,7 +265,7 @@ def test_the_embedded_llm_ranks_over_http(smollm2):
     assert (probe.answers, probe.keeps_schema, probe.counts_tokens) == (True, True, True)
     assert_valid(result, cheap)
     assert set(result.reasons) <= {"answered", "unparsed"}
-    assert result.parses["strict"] >= 6  # the schema held every answer
+    assert result.parses["strict"] >= 3  # the schema held every answer
     assert not any(result.parses.get(stage) for stage in ("embedded", "digits"))
     assert result.usage.tokens_cached > 0 and health["failed"] == 0
     for before, after in zip(cheap.items.tolist(), result.ranking.items.tolist(), strict=True):

@@ -6,10 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from frugalrec.serving.limits import Limits
-
-__all__ = ["Answer", "Job", "Limits", "Piece"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
