@@ -346,6 +346,15 @@ def text(found: Sequence[float] | None) -> str:
     return "–" if not found else f"{found[0]:+.4f} ({found[1]:+.4f} to {found[2]:+.4f})"
 
 
+def finite(content: Any) -> Any:
+    """Return content with None for numbers that JSON does not know."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not np.isfinite(content) else content
+
+
 def log(said: str) -> None:
     """Print with the time."""
     print(f"[{time.strftime('%H:%M:%S')}] {said}", flush=True)
@@ -377,25 +386,27 @@ def main() -> None:
         }
     print(
         json.dumps(
-            {
-                "benchmark": f"allocation: {options.data}",
-                "ours_s": seconds["ours"],
-                "baseline_s": seconds["all"],
-                "ratio": seconds["all"] / seconds["ours"] if seconds["ours"] else None,
-                "equal": bool(kept),
-                "users": found.n,
-                "seeds": options.seeds,
-                "gap": ends(found.gap),
-                "weights": [seed.done.weight for seed in seeds],
-                "first_stage": [seed.done.first.name for seed in seeds],
-                "policies": rows,
-                "arms": table,
-                "no_gain": without_gain(options) if options.untuned else None,
-                "versions": {
-                    "python": platform.python_version(),
-                    **{name: version(name) for name in ("numpy", "torch", "transformers", "peft")},
-                },
-            }
+            finite(
+                {
+                    "benchmark": f"allocation: {options.data}",
+                    "ours_s": seconds["ours"],
+                    "baseline_s": seconds["all"],
+                    "ratio": seconds["all"] / seconds["ours"] if seconds["ours"] else None,
+                    "equal": bool(kept),
+                    "users": found.n,
+                    "seeds": options.seeds,
+                    "gap": ends(found.gap),
+                    "weights": [seed.done.weight for seed in seeds],
+                    "first_stage": [seed.done.first.name for seed in seeds],
+                    "policies": rows,
+                    "arms": table,
+                    "no_gain": without_gain(options) if options.untuned else None,
+                    "versions": {
+                        "python": platform.python_version(),
+                        **{name: version(name) for name in ("numpy", "torch", "transformers", "peft")},
+                    },
+                }
+            )
         )
     )
 

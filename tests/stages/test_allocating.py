@@ -13,6 +13,7 @@ from frugalrec.stages.asking import Calibration, Served, Variant
 from frugalrec.stages.data import prepare
 from frugalrec.stages.reranking import chars_read
 from frugalrec.stages.routing_facts import allocation_facts
+from frugalrec.types import Ranking
 
 SETTINGS = {
     "data.members": 240,
@@ -163,3 +164,21 @@ def test_a_plain_number_counts_users():
     for given in (7, "7"):
         budget = allocating.budget_of(configuration.load(None, {"allocation.budget": given}))
         assert (budget.kind, budget.amount) == ("users", 7.0)
+
+
+def test_a_long_list_is_asked_about_in_windows_and_costs_as_many_questions(base):
+    _, data, _, first = base
+    histories, ranking = data.split.history("valid"), first.rankings["valid"]
+    wide = Ranking(
+        users=ranking.users[:3],
+        items=np.tile(np.arange(45, dtype=np.int32), (3, 1)),
+        scores=np.tile(np.arange(45, 0, -1, dtype=np.float32), (3, 1)),
+    )
+    settings = {**SETTINGS, "llm.style": "listwise"}
+    twenty = chars_read(configuration.load(None, {**settings, "llm.candidates": 20}), histories, wide)
+    all_45 = chars_read(configuration.load(None, {**settings, "llm.candidates": 45}), histories, wide)
+    assert np.array_equal(all_45, 4 * twenty)  # 1 + ceil((45 - 20) / 10)
+    thrice = chars_read(
+        configuration.load(None, {**settings, "llm.candidates": 20, "llm.replicas": 3}), histories, wide
+    )
+    assert np.array_equal(thrice, 3 * twenty)

@@ -271,14 +271,9 @@ def _spent_in_all(usage: Usage, cache: Path, journal: Path, before: Usage) -> Us
 
 
 def _spent(journal: Path) -> Usage:
-    """Return the tokens that an endpoint's file has counted; estimates where the endpoint said nothing."""
+    """Return the tokens and calls that an endpoint's file has counted."""
     found = spent(journal)
-    told = found.unreported == 0
-    return Usage(
-        tokens_in=found.reported_in if told else found.estimated_in,
-        tokens_out=found.reported_out if told else found.estimated_out,
-        llm_calls=found.calls,
-    )
+    return Usage(tokens_in=found.tokens_in, tokens_out=found.tokens_out, llm_calls=found.calls)
 
 
 def _choose(config: RunConfig, data: Prepared, ranking: Ranking, odds: FloatArray) -> WeightChoice:

@@ -12,6 +12,7 @@ from frugalrec.config import RunConfig
 from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError
 from frugalrec.grounding.listwise.prompt import LONGEST_HISTORY, ListwisePrompt
+from frugalrec.grounding.listwise.windows import WindowReranker
 from frugalrec.grounding.reranking import Reranker
 from frugalrec.grounding.styles import make_reranker
 from frugalrec.llm.models import is_endpoint
@@ -133,10 +134,13 @@ def chars_read(config: RunConfig, histories: Dataset, ranking: Ranking) -> Doubl
         history, items = histories.items[span].tolist(), ranking.items[row, :depth]
         shown = items[items != PAD].tolist()
         if at_once and shown:
-            request = listwise.request(
-                listwise.for_history(history, values, titles), [titles[item] for item in shown]
+            words = listwise.for_history(history, values, titles)
+            # A longer list is asked about in windows of about the same length.
+            request = listwise.request(words, [titles[item] for item in shown[: WindowReranker.window]])
+            questions = config.llm.replicas * (
+                1 + max(0, -(-(len(shown) - WindowReranker.window) // WindowReranker.stride))
             )
-            found[row] = config.llm.replicas * (len(request.system) + len(request.user))
+            found[row] = questions * (len(request.system) + len(request.user))
         elif not at_once:
             group = pointwise.group(history, values, shown, titles)
             found[row] = len(group.prefix) + sum(map(len, group.suffixes))
