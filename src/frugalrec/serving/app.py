@@ -19,9 +19,9 @@ from frugalrec.serving.bodies import ChatBody, TextBody, parsed
 from frugalrec.serving.errors import ApiError, api_error
 from frugalrec.serving.jobs import Answer, Job
 from frugalrec.serving.replies import chat_reply, text_reply
+from frugalrec.serving.server import is_loopback
 from frugalrec.serving.worker import Worker
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DRAINED = 16
 """Bodies up to so many times the limit are read and dropped: clients see no answer while they send."""
 LOOK_S = 0.2
@@ -164,7 +164,7 @@ async def _answers(request: Request, jobs: Sequence[Job]) -> list[Answer]:
 async def _guard(request: Request) -> None:
     """Refuse callers that this server is not for."""
     service = _service(request)
-    if service.local_only and request.url.hostname not in LOOPBACK:
+    if service.local_only and not is_loopback(request.url.hostname or ""):
         raise ApiError(403, f"this server answers on loopback names only, not {request.url.hostname!r}.")
     if service.api_key is None or request.url.path == "/health":
         return

@@ -13,28 +13,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from frugalrec.errors import ConfigError
-from frugalrec.serving.grammar import (
-    DONE,
-    NOTHING,
-    Expression,
-    Lazy,
-    either,
-    many,
-    one_of,
-    text,
-    texts,
-    then,
-    up_to,
+from frugalrec.serving.grammar import NOTHING, Expression, Lazy, either, text, texts, then
+from frugalrec.serving.json_values import (
+    BOOLEAN,
+    COLON,
+    COMMA,
+    INTEGER,
+    NULL,
+    NUMBER,
+    POSITIVE,
+    STRING,
+    WHOLE,
 )
 
 Schema = Mapping[str, Any]
 DEPTH = 6
 """How deep free-form JSON may nest."""
-DIGITS = 15
-"""Digits of a number before and behind the point: what a double keeps."""
 MOST_INTEGERS = 10_000
 """The widest range of integers that is written out."""
-MOST_DISTINCT = 256
+MOST_DISTINCT = 128
 """The most different values of an array whose items must be unique."""
 _IGNORED = {"title", "description", "default", "examples", "$schema", "$id", "$comment", "type"}
 _KNOWN = {
@@ -42,37 +39,6 @@ _KNOWN = {
     "array": {"items", "minItems", "maxItems", "uniqueItems"},
     "integer": {"minimum", "maximum"},
 }
-
-
-def _bytes(low: int, high: int) -> Expression:
-    return one_of(range(low, high + 1))
-
-
-_TAIL = _bytes(0x80, 0xBF)
-_CHARACTER = either(
-    one_of(set(range(0x20, 0x7F)) - {ord('"'), ord("\\")}),
-    then(_bytes(0xC2, 0xDF), _TAIL),
-    then(one_of([0xE0]), _bytes(0xA0, 0xBF), _TAIL),
-    then(one_of([*range(0xE1, 0xED), 0xEE, 0xEF]), _TAIL, _TAIL),
-    then(one_of([0xED]), _bytes(0x80, 0x9F), _TAIL),
-    then(one_of([0xF0]), _bytes(0x90, 0xBF), _TAIL, _TAIL),
-    then(_bytes(0xF1, 0xF3), _TAIL, _TAIL, _TAIL),
-    then(one_of([0xF4]), _bytes(0x80, 0x8F), _TAIL, _TAIL),
-    then(text("\\"), one_of(b'"\\/bfnrt')),
-)
-CHARACTERS = many(_CHARACTER)
-"""The inside of a string: UTF-8 without control characters, and short escapes."""
-STRING = then(text('"'), CHARACTERS, text('"'))
-_DIGIT = _bytes(0x30, 0x39)
-_WHOLE = either(text("0"), then(_bytes(0x31, 0x39), up_to(DIGITS - 1, _DIGIT)))
-_POSITIVE = then(_bytes(0x31, 0x39), up_to(DIGITS - 1, _DIGIT))
-_SIGN = either(text("-"), DONE)
-INTEGER = either(_WHOLE, then(text("-"), _POSITIVE))
-NUMBER = then(_SIGN, _WHOLE, either(DONE, then(text("."), _DIGIT, up_to(DIGITS - 1, _DIGIT))))
-BOOLEAN = texts([b"true", b"false"])
-NULL = text("null")
-COMMA = texts([b",", b", "])
-COLON = texts([b":", b": "])
 
 
 @dataclass(frozen=True, eq=False)
@@ -299,7 +265,7 @@ def _integers(schema: Schema, where: str) -> Expression | frozenset[bytes]:
     if low is None and high is None:
         return INTEGER
     if high is None and low in (0, 1) and not isinstance(low, bool):
-        return _WHOLE if low == 0 else _POSITIVE
+        return WHOLE if low == 0 else POSITIVE
     if isinstance(low, int) and isinstance(high, int) and 0 <= high - low < MOST_INTEGERS:
         return frozenset(str(value).encode() for value in range(low, high + 1))
     raise ConfigError(

@@ -12,7 +12,7 @@ import numpy as np
 
 from frugalrec.errors import ModelError
 from frugalrec.serving.grammar import NOTHING, Expression, Then, after
-from frugalrec.serving.json_schema import CHARACTERS
+from frugalrec.serving.json_values import CHARACTERS
 from frugalrec.types import LongArray
 
 KEPT_MASKS = 4096
