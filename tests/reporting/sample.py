@@ -92,6 +92,11 @@ def routing():
         dict(
             name=name,
             curve=[[i / 20, round(0.0913 + 0.0055 * (i / 20) ** bend, 5)] for i in range(21)],
+            area=[
+                round(0.0055 * recovered[name], 5),
+                round(0.0055 * recovered[name] - 0.001, 5),
+                round(0.0055 * recovered[name] + 0.001, 5),
+            ],
             recovered=[recovered[name], recovered[name] - 0.09, recovered[name] + 0.09],
             share_95=round(0.95 ** (1 / bend), 3),
             oracle=name == "oracle",

@@ -1,4 +1,3 @@
-import math
 import re
 
 from sample import bare, routing, sample
@@ -26,8 +25,9 @@ def test_the_facts_name_users_cost_and_evidence():
 def test_rules_stand_side_by_side_and_the_oracle_is_never_the_best():
     table = routed.policy_table(sample())
     rows = {row[0]: row for row in texts(table)}
-    assert rows["Gain per cost"][1:] == ["0.741", "86.4 %"]  # 1 / 1.35; .95 ** (1 / .35)
-    assert rows["Random"][1:] == ["0.500", "95.0 %"]
+    # the area under x ** .35 is 1 / 1.35, of a gain of .0055; .95 ** (1 / .35)
+    assert rows["Gain per cost"][1:] == ["+0.0041", "0.741", "86.4 %"]
+    assert rows["Random"][1:] == ["+0.0027", "0.500", "95.0 %"]
     best = [row.cells[0].text for row in table.rows if row.cells[1].best]
     assert best == ["Gain per cost"]
     assert [row.cells[0].note for row in table.rows if row.cells[0].text == "Oracle"] == ["reads the answers"]
@@ -55,11 +55,12 @@ def test_a_run_that_spends_nothing_says_so_and_draws_nothing():
         assert "Who should get the LLM" in text
 
 
-def test_an_undefined_share_of_the_gain_is_a_dash():
-    policies = [dict(name="random", curve=[[0, 0.1], [1, 0.1]], recovered=[math.nan] * 3, share_95=None)]
+def test_shares_of_a_gain_that_is_not_proven_are_dashes():
+    policies = [dict(name="random", curve=[[0, 0.1], [1, 0.1]], area=[0.0004, -0.001, 0.002])]
     table = routed.policy_table(bare(allocation=dict(policies=policies, measured_users=10)))
-    assert texts(table) == [["Random", "–", "–"]]
-    assert not any(cell.best for row in table.rows for cell in row.cells)
+    assert texts(table) == [["Random", "+0.0004", "–", "–"]]
+    assert table.rows[0].cells[1].note == "−0.0010 to +0.0020"
+    assert [cell.best for cell in table.rows[0].cells] == [False, True, False, False]
 
 
 def test_the_drawing_holds_a_line_for_each_rule_and_names_it():

@@ -122,8 +122,11 @@ class PolicyFacts(TypedDict, total=False):
     name: str
     curve: list[list[float]]
     """Pairs of share of the cost and mean metric, from nobody to everybody."""
+    area: list[float]
+    """Mean gain over the cheap lists over all budgets from nobody to everybody, with its interval."""
     recovered: list[float]
-    """Area under the share of the gain that is recovered, with its interval; .5 is a random order."""
+    """Area under the share of the gain that is recovered, with its interval; .5 is a random order. Left out
+    where no gain of asking everybody is proven."""
     share_95: float | None
     """Smallest share of the cost that recovers 95 % of the gain of asking for everybody."""
     oracle: bool

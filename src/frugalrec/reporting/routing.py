@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from frugalrec.reporting import words
@@ -54,22 +54,31 @@ def policy_table(report: Report) -> Table | None:
         return None
     columns = (
         Column(title="Rule", numeric=False),
+        Column(title="Mean gain", hint="over all budgets, from asking nobody to asking everybody"),
         Column(title="Gain recovered", hint="area under the curve; .5 is a random order, 1 costs nothing"),
         Column(title="Cost for 95 % of the gain"),
     )
-    best = max((p["recovered"][0] for p in policies if _ranked(p)), default=None)
+    best = max((_area(policy) for policy in policies if not policy.get("oracle")), default=None)
     rows = []
     for policy in policies:
-        mean, low, high = policy.get("recovered", [float("nan")] * 3)
-        note = f"{words.fixed(low, 3)} to {words.fixed(high, 3)}" if words.defined(low) else ""
-        area = Cell(text=words.fixed(mean, 3), note=note, sort=mean, best=_ranked(policy) and mean == best)
+        share, recovered = policy.get("share_95"), policy.get("recovered")
+        mean = Cell(
+            text=words.signed(_area(policy)),
+            note=_span(policy.get("area"), words.signed),
+            sort=_area(policy),
+            best=not policy.get("oracle") and _area(policy) == best,
+        )
+        part = Cell(
+            text=words.fixed(recovered[0] if recovered else None, 3),
+            note=_span(recovered, lambda value: words.fixed(value, 3)),
+            sort=recovered[0] if recovered else None,
+        )
         name = Cell(text=_name(policy["name"]), note="reads the answers" if policy.get("oracle") else "")
-        share = policy.get("share_95")
-        rows.append(Row(cells=(name, area, Cell(text=words.percent(share), sort=share))))
+        rows.append(Row(cells=(name, mean, part, Cell(text=words.percent(share), sort=share))))
     caption = (
         f"Rules for who gets the LLM, judged on {words.count(facts.get('measured_users'))} test users drawn "
-        f"at random, whose lists are known with and without it. Where asking for everybody gains nothing, "
-        f"shares of the gain are undefined."
+        f"at random, whose lists are known with and without it. Where no gain of asking for everybody is "
+        f"proven, there are no shares of it."
     )
     return Table(key="policies", caption=caption, columns=columns, rows=tuple(rows))
 
@@ -167,9 +176,15 @@ def _name(name: str) -> str:
     return plain[:1].upper() + plain[1:]
 
 
-def _ranked(policy: PolicyFacts) -> bool:
-    known = words.defined(policy.get("recovered", [float("nan")])[0])
-    return known and not policy.get("oracle", False)
+def _area(policy: PolicyFacts) -> float:
+    return policy.get("area", [float("-inf")])[0]
+
+
+def _span(values: Sequence[float] | None, text: Callable[[float], str]) -> str:
+    """Return an interval's ends, or nothing where they are unknown."""
+    if not values or not words.defined(values[1]):
+        return ""
+    return f"{text(values[1])} to {text(values[2])}"
 
 
 def _of(part: float | None, whole: float | None) -> str:

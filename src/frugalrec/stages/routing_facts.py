@@ -19,6 +19,7 @@ from frugalrec.evaluation.ranks import ranks_from_ranking
 from frugalrec.evaluation.segments import activity_groups
 from frugalrec.grounding.fusion import fuse
 from frugalrec.reporting.facts import AllocationFacts, GroupFacts, PolicyFacts
+from frugalrec.reporting.words import metric_name
 from frugalrec.stages.allocating import Measured, Routing
 from frugalrec.stages.asking import Served, Variant
 from frugalrec.stages.cheap import CheapArm
@@ -62,9 +63,10 @@ def allocation_facts(
             names = routing.measured.model.standardiser.names
             order = np.argsort(-np.abs(weights))
             facts["signals"] = [[names[i], float(weights[i])] for i in order.tolist()]
-    if curves is not None and curves.defined:
+    if curves is not None:
         facts["measured_users"] = curves.n
-        facts["policies"] = [_policy(name, curve) for name, curve in curves.curves.items()]
+        proven = curves.gap.low > 0
+        facts["policies"] = [_policy(name, curve, proven) for name, curve in curves.curves.items()]
     return facts
 
 
@@ -95,7 +97,8 @@ def _sentences(
     if curves is not None:
         said.append(_capital(str(curves)))
     said += [_capital(str(label)) for label in _labels(config, data, first, routing, served, main)]
-    return said
+    metric = config.evaluation.primary
+    return [text.replace(metric, metric_name(metric)) for text in said]
 
 
 def _who(routing: Routing, main: Variant) -> str:
@@ -211,15 +214,18 @@ def _scores(
     return found
 
 
-def _policy(name: str, curve: Curve) -> PolicyFacts:
-    share = curve.needed.get(0.95)
-    return {
+def _policy(name: str, curve: Curve, proven: bool) -> PolicyFacts:
+    facts: PolicyFacts = {
         "name": name,
         "curve": [[float(x), float(y)] for x, y in zip(curve.shares, curve.quality, strict=True)],
-        "recovered": _ends(curve.apgr),
-        "share_95": share if share is not None and np.isfinite(share) else None,
+        "area": _ends(curve.area),
         "oracle": name == "oracle",
     }
+    if proven:  # parts of a gain that may be none are no figures
+        share = curve.needed.get(0.95)
+        facts["recovered"] = _ends(curve.apgr)
+        facts["share_95"] = share if share is not None and np.isfinite(share) else None
+    return facts
 
 
 def _groups(routing: Routing, data: Prepared) -> list[GroupFacts]:
@@ -247,4 +253,5 @@ def _ends(found: Interval) -> list[float]:
 
 
 def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """Return a sentence with a capital; a metric's name at its beginning keeps its own."""
+    return text if "@" in text.split(" ", 1)[0] else text[:1].upper() + text[1:]
