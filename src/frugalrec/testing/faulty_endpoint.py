@@ -25,8 +25,22 @@ from frugalrec.testing.fault_replies import ENVELOPES, WORDS, NextToken, as_it_i
 
 CONNECTION_FAULTS = ("reset", "stall", "truncated-body")
 """The connection is cut, no answer comes, or the body ends before its announced length."""
-STATUS_FAULTS = ("307", "400", "401", "403", "404", "408", "422", "429", "429-date", "500", "502", "503")
-"""A status instead of an answer; 429 carries a Retry-After in seconds, 429-date as a date."""
+STATUS_FAULTS = (
+    "203",
+    "307",
+    "400",
+    "401",
+    "403",
+    "404",
+    "408",
+    "422",
+    "429",
+    "429-date",
+    "500",
+    "502",
+    "503",
+)
+"""A status instead of an answer, 203 of one that was computed; 429-date sends Retry-After as a date."""
 FAULTS = (*CONNECTION_FAULTS, *STATUS_FAULTS, *ENVELOPES, *WORDS)
 """Every fault that a plan may name; those of the body are described in `fault_replies`."""
 
@@ -209,7 +223,7 @@ class FaultyEndpoint:
             self.faults_met[fault] = self.faults_met.get(fault, 0) + 1
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
-        if fault in STATUS_FAULTS and not fault.startswith("5"):
+        if fault in STATUS_FAULTS and fault[0] in "34":
             await self._refuse(writer, fault)
             return
         words = self.reply(body) if callable(self.reply) else self.reply

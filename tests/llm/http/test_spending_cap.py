@@ -77,6 +77,15 @@ def test_a_refusal_counts_as_a_call_without_tokens(make_chat, tmp_path, question
     assert account.unreported == 0  # it said that it computed nothing
 
 
+def test_a_success_that_is_no_answer_counts_in_full(make_chat, tmp_path, questions):
+    # A proxy that changes replies says 203; the endpoint behind it has computed and billed them.
+    with FaultyEndpoint(reply="y" * 30, faults=lambda _: "203", bytes_per_token=1) as server:
+        cap = SpendCap(limit=1_000, unit="tokens")
+        answers, _ = make_chat(server, file=tmp_path / "f", cap=cap).chat(questions(60))
+    assert answers[0].reason == "malformed" and "status 203" in answers[0].detail
+    assert 0 < server.billed_tokens <= spent(tmp_path / "f").tokens <= 1_000
+
+
 def test_an_answer_counts_what_the_endpoint_says(make_chat, tmp_path, questions):
     with FaultyEndpoint(reply="12345678") as server:
         make_chat(server, file=tmp_path / "f", prices=PRICES).chat(questions(3))

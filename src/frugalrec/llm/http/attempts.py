@@ -65,8 +65,11 @@ class Exchange:
 
     @property
     def free(self) -> bool:
-        """Whether nothing was computed: the request did not get there, or was turned away."""
-        turned_away = self.kind == "status" and self.status < 500 and self.status != 408
+        """Whether nothing was computed: the request did not get there, or was turned away.
+
+        A 2xx that is not 200 was computed: a proxy on the way may answer 203 to what was billed.
+        """
+        turned_away = self.kind == "status" and 300 <= self.status < 500 and self.status != 408
         return turned_away or self.kind == "never-sent"
 
     def usage(self, size: Size, *, for_cap: bool) -> Usage:
