@@ -105,7 +105,7 @@ class Seed:
         """Estimated tokens of each test user."""
         done = self.done
         return allocating.costs_of(
-            done.config, done.data, done.data.split.history("test"), self.whole, done.first, done.main
+            done.config, done.data, done.data.split.history("test"), self.whole, done.first, [done.main]
         )
 
     @cached_property

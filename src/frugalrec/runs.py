@@ -103,8 +103,16 @@ class Observer:
 class Run:
     """A run folder. Use it as a context manager: one process at a time may write to it."""
 
-    def __init__(self, folder: Path, observer: Observer | None = None) -> None:
+    def __init__(self, folder: Path, observer: Observer | None = None, *, read_only: bool = False) -> None:
+        """Store the settings.
+
+        Args:
+            folder: Where the run is, or will be.
+            observer: Is told of progress.
+            read_only: Only find finished stages; a stage that would have to be built is an error.
+        """
         self.folder = folder
+        self.read_only = read_only
         self.observer = observer or Observer()
         self.ledger = Ledger()
         self.stages: list[Stage] = []
@@ -147,6 +155,11 @@ class Run:
         work = self.folder / ".work" / f"{name.replace('/', '--')}-{digest[:16]}"
         with storage_errors(self.folder):
             found = self._finished(name, final, digest)
+            if found is None and self.read_only:
+                raise StorageError(
+                    f"the stage {name} of the run in {self.folder} is missing, or was made from other data, "
+                    f"options or versions. Give the run's command again, then go on."
+                )
             if found is None and self._finished(name, work, digest) is None:
                 self.observer.started(name)
                 work.mkdir(parents=True, exist_ok=True)

@@ -123,6 +123,34 @@ def test_what_cannot_be_planned_is_refused(finished, tmp_path):
         planning.rank(folder, tmp_path / "none.csv", tmp_path / "x.jsonl")
 
 
+def test_data_that_have_grown_are_not_planned_for_with_an_old_run(tmp_path):
+    rows = pl.DataFrame(
+        {
+            "user": [f"u{n % 40}" for n in range(400)],
+            "item": [f"i{(7 * n) % 60}" for n in range(400)],
+            "time": list(range(400)),
+        }
+    )
+    table = tmp_path / "orders.csv"
+    rows.write_csv(table)
+    with FaultyEndpoint(reply=backwards) as server:
+        settings = {**SETTINGS, "llm.model": f"{server.url}#any", "data.source": str(table)}
+        run_pipeline(configuration.load(None, settings), tmp_path / "run")
+        calls = server.calls
+        pl.concat([rows, rows.tail(3).with_columns(time=pl.lit(900))]).write_csv(table)
+        with pytest.raises(StorageError, match="the stage data of the run"):
+            planning.plan(tmp_path / "run", tmp_path / "plan.csv", budget="5 users", policy="random")
+        assert server.calls == calls
+
+
+def test_lists_in_windows_are_not_exported(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    planning.plan(folder, tmp_path / "plan.csv", budget="5 users", policy="random")
+    monkeypatch.setattr(planning.WindowReranker, "window", 5)
+    with pytest.raises(ConfigError, match="depends on the answer before"):
+        planning.export_requests(folder, tmp_path / "plan.csv", tmp_path / "r.jsonl")
+
+
 def test_the_commands_say_what_they_did(finished, tmp_path, capsys):
     folder, _ = finished
     plan = tmp_path / "plan.csv"

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from frugalrec import config as configuration
+from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError, ModelError
 from frugalrec.llm.http.accounts import spent
 from frugalrec.pipeline import run_pipeline
 from frugalrec.stages.asking import rerank_live
 from frugalrec.testing.faulty_endpoint import FaultyEndpoint, seeded_faults
+from frugalrec.types import Ranking
 
 SETTINGS = {
     "data.members": 60,
@@ -67,12 +69,11 @@ def test_a_run_asks_each_user_once_and_a_second_run_asks_nobody(tmp_path):
 def test_no_request_names_a_user_or_an_item_id(tmp_path):
     with FaultyEndpoint(reply=backwards) as server:
         run(server, tmp_path)
-        from frugalrec.data.dataset import Dataset
-
-        data = Dataset.load(tmp_path / "data")
-        text = json.dumps(server.bodies)
-    for ids in (data.user_ids, data.item_ids):
-        assert not any(f'"{one}"' in text for one in ids.tolist() if not one.isdigit())
+        texts = [message["content"] for body in server.bodies for message in body["messages"]]
+    data = Dataset.load(tmp_path / "data")
+    said = "\n".join(texts)
+    for one in [*data.user_ids.tolist(), *data.item_ids.tolist()]:
+        assert one not in said, one
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
@@ -100,12 +101,42 @@ def test_spending_never_passes_the_cap_and_the_run_still_ends_in_a_report(tmp_pa
     assert any("over-budget" in note for note in report.notes)
 
 
+def test_a_larger_cap_asks_those_who_were_left_out_and_nobody_else(tmp_path):
+    with FaultyEndpoint(reply=backwards) as server:
+        run(server, tmp_path, endpoint__cap="20 calls")
+        assert server.calls == 20
+        report = run(server, tmp_path, endpoint__cap="1000 calls")
+        assert server.calls == 55
+    assert not any("over-budget" in note for note in report.notes)
+
+
+def test_what_was_out_of_reach_is_asked_again_by_the_same_command(tmp_path):
+    down = {"now": True}
+
+    def fault(number):
+        return "500" if down["now"] else None
+
+    with FaultyEndpoint(reply=backwards, faults=fault) as server:
+        report = run(server, tmp_path, endpoint__deadline_s=5.0)
+        assert any("calibration users keep the cheap list" in note for note in report.notes)
+        down["now"] = False
+        report = run(server, tmp_path, endpoint__deadline_s=5.0)
+    assert not any("keep the cheap list" in note for note in report.notes)
+
+
+def test_another_metric_asks_nobody_and_costs_stay_what_they_are(tmp_path):
+    with FaultyEndpoint(reply=backwards) as server:
+        first = run(server, tmp_path, allocation__budget="40%")
+        calls = server.calls
+        second = run(server, tmp_path, allocation__budget="40%", evaluation__metrics=["ndcg@10", "recall@5"])
+        assert server.calls == calls
+    assert second.allocation["whole"] == first.allocation["whole"] > 0
+    assert second.allocation["routed"] == first.allocation["routed"] > 0
+
+
 def test_recommend_asks_the_endpoint_that_the_run_asked(tmp_path):
     with FaultyEndpoint(reply=backwards) as server:
         run(server, tmp_path)
-        from frugalrec.data.dataset import Dataset
-        from frugalrec.types import Ranking
-
         data = Dataset.load(tmp_path / "data")
         items = np.arange(12, dtype=np.int32)[None]
         scores = np.linspace(1, 0, 12, dtype=np.float32)[None]

@@ -26,15 +26,22 @@ from frugalrec.data.splits import Fold
 from frugalrec.errors import ConfigError
 from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.evaluation.ranks import ranks_from_ranking
-from frugalrec.grounding.fusion import fuse
+from frugalrec.grounding.listwise.result import GIVEN
 from frugalrec.ledger import Usage
+from frugalrec.llm.models import is_endpoint
 from frugalrec.rng import generator
 from frugalrec.stages.asking import Calibration
 from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.data import Prepared
-from frugalrec.stages.reranking import chars_read
+from frugalrec.stages.reranking import chars_read, fused, questions
 from frugalrec.types import Allocation, DoubleArray, Evaluation, LongArray, Ranking
 
+ANSWERED = 0.8
+"""Share of the calibration users below which answers say nothing of the gain."""
+CHARS_PER_TOKEN = 4
+"""Of English text, about."""
+ANSWER_TOKENS, ITEM_TOKENS = 32, 6
+"""The longest listwise answer: as many tokens, and so many for each candidate."""
 FOLDS = 5
 """Folds between which the fusion weight is chosen and its gain measured."""
 
@@ -44,16 +51,20 @@ class Measured:
     """What calibration users say of the LLM's gain."""
 
     gains: Gains
-    """What each gained; the fusion weight of each was chosen on others."""
+    """What each gained at a weight above 0 that others chose."""
     gate: Gate
     """The mean gain of the best weight, and its lower bound, which allows for the choice."""
     model: GainModel | None
     """None with too few calibration users."""
+    answered: float
+    """Share of the calibration users whom the LLM answered."""
 
     @property
     def proven(self) -> bool:
         """Return whether the LLM surely helps on average, or surely helps some more than others."""
-        return self.model is not None and (self.gate.open or self.model.evidence.predictable)
+        if self.model is None or self.answered < ANSWERED:
+            return False
+        return self.gate.open or self.model.evidence.predictable
 
     def expected(self, signals: Signals) -> GainEstimate:
         """Return the expected gains of any users; none of anybody where no gain is proven."""
@@ -76,7 +87,9 @@ class Routing:
     """Expected gains of all test users."""
     weakness: Weakness
     signals: Signals
-    """Of all test users."""
+    """Of all test users, in the order of the first stage's lists."""
+    weight: float
+    """The fusion weight of users who are chosen because the LLM helps them."""
 
 
 def budget_of(config: RunConfig) -> Budget:
@@ -94,8 +107,18 @@ def check(config: RunConfig) -> None:
     if POLICIES[name].oracle or POLICIES[name].needs == "published":
         known = ", ".join(n for n, p in sorted(POLICIES.items()) if not p.oracle and p.needs != "published")
         raise ConfigError(f"the policy {name} is for evaluation alone; a run can use {known}.")
-    if budget.kind == "money" and config.price_table() is None:
-        raise ConfigError(f"a budget of {budget} needs prices; give a price table, or a budget such as 20%.")
+    prices = config.price_table()
+    if budget.kind == "money":
+        if prices is None:
+            raise ConfigError(
+                f"a budget of {budget} needs prices; give a price table, or a budget such as 20%."
+            )
+        if budget.currency != prices.currency:
+            raise ConfigError(
+                f"the budget is {budget}, but prices are in {prices.currency}; use one currency."
+            )
+    if prices is not None and config.llm.model != "none":  # an unknown price is said now, not in the report
+        prices.money(Usage(tokens_in=1, tokens_out=1, tokens_cached=1, wall_s=1.0))
 
 
 def allocate_users(
@@ -115,7 +138,8 @@ def allocate_users(
     weakness = weakness_of(config, data, first)
     estimate = measured.expected(signals)
     section = config.allocation
-    costs = costs_of(config, data, histories, ranking, first, main)
+    # every way to use the LLM is tried on the users of the test, so all of them are paid for
+    costs = costs_of(config, data, histories, ranking, first, list(calibrated.values()))
     allocation = allocate(
         section.policy,
         ranking.users,
@@ -142,6 +166,7 @@ def allocate_users(
         estimate=estimate,
         weakness=weakness,
         signals=signals,
+        weight=main.weight,
     )
 
 
@@ -174,7 +199,10 @@ def measure_gain(
     weights = sorted({0.0, *config.llm.weights})
     values = {weight: _fused(config, data, "valid", head, main, weight).values[primary] for weight in weights}
     order = generator(config.seed, "calibration", "folds").permutation(head.users.size)
-    honest = cross_fitted(np.stack([values[weight] for weight in weights]), order % FOLDS)
+    # Whether a user is asked at all is decided later, so the weight of 0 is no choice here: it would hide
+    # those whom the LLM helps behind those whom it harms.
+    table = np.stack([values[weight] for weight in weights if weight > 0 or len(weights) == 1])
+    honest = cross_fitted(table, order % FOLDS)
     gains = Gains.between(replace(cheap, values={primary: honest}), cheap, primary, "valid")
     gates = fit_gates(np.zeros(head.users.size, dtype=np.int64), values, seed=config.seed)
     model = None
@@ -184,7 +212,9 @@ def measure_gain(
         # The same people may be served in the test, with later targets: folds differ, not users.
         none = np.empty(0, dtype=np.int32)
         model = GainModel(z=config.allocation.z, seed=config.seed).fit(signals, gains, test_users=none)
-    return Measured(gains=gains, gate=gates.gates[0], model=model)
+    counts = main.answers.get("reasons", {"answered": 1})
+    answered = sum(counts.get(reason, 0) for reason in GIVEN) / max(1, sum(counts.values()))
+    return Measured(gains=gains, gate=gates.gates[0], model=model, answered=answered)
 
 
 def cross_fitted(table: DoubleArray, folds: LongArray) -> DoubleArray:
@@ -208,32 +238,57 @@ def costs_of(
     histories: Dataset,
     ranking: Ranking,
     first: CheapArm,
-    main: Calibration,
+    asked: Sequence[Calibration],
 ) -> UserCosts:
     """Estimate what asking about each user costs, in the budget's unit.
 
-    Prompts are measured in characters, and what a character costs comes from the calibration users.
+    Prompts are measured in characters. What a character costs comes from the calibration users; at an
+    endpoint, where their answers may have come from an earlier run, from a rule of thumb and the longest
+    answer that is allowed.
+
+    Args:
+        config: The run's configuration.
+        data: Its data.
+        histories: What is known of the users.
+        ranking: Their lists.
+        first: The first stage.
+        asked: The ways to use the LLM that will be asked.
     """
-    asked = first.rankings["valid"].take(main.rows)
-    usage = main.stage.usage
-    known = chars_read(config, data.split.history("valid"), asked).sum()
-    chars = chars_read(config, histories, ranking)
-    return scaled_costs(config, ranking, usage, chars / max(known, 1), main.rows.size)
+    chars, sent = chars_read(config, histories, ranking), questions(config, ranking)
+    usage = sum((one.stage.usage for one in asked), Usage())
+    if is_endpoint(config.llm.model):
+        longest = ANSWER_TOKENS + ITEM_TOKENS * config.llm.candidates
+        if budget_of(config).kind == "seconds" and not usage.llm_calls:
+            raise ConfigError(
+                "what a call takes is not known: its answers are of an earlier run; budget tokens."
+            )
+        each = usage.wall_s / max(usage.llm_calls, 1)
+        return _costs(config, ranking, chars / CHARS_PER_TOKEN, sent * longest, 0 * chars, sent, sent * each)
+    known = first.rankings["valid"].take(asked[0].rows)
+    shares = chars / max(chars_read(config, data.split.history("valid"), known).sum(), 1)
+    calls = sent * usage.llm_calls / max(questions(config, known).sum(), 1)
+    amounts = (usage.tokens_in * shares, usage.tokens_out * shares, usage.tokens_cached * shares)
+    return _costs(config, ranking, *amounts, calls, usage.wall_s * shares)
 
 
-def scaled_costs(
-    config: RunConfig, ranking: Ranking, usage: Usage, shares: DoubleArray, asked: int
+def _costs(
+    config: RunConfig,
+    ranking: Ranking,
+    tokens_in: DoubleArray,
+    tokens_out: DoubleArray,
+    tokens_cached: DoubleArray,
+    calls: DoubleArray,
+    seconds: DoubleArray,
 ) -> UserCosts:
-    """Return costs of users from what calibration spent in all, and each user's share of its text."""
     kind = budget_of(config).kind
     return user_costs(
         ranking.users,
         "tokens" if kind == "share" or kind == "unlimited" else kind,
-        tokens_in=usage.tokens_in * shares,
-        tokens_out=usage.tokens_out * shares,
-        tokens_cached=usage.tokens_cached * shares,
-        calls=usage.llm_calls / max(asked, 1),
-        seconds=usage.wall_s * shares,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        tokens_cached=tokens_cached,
+        calls=calls,
+        seconds=seconds,
         prices=config.price_table(),
     )
 
@@ -241,6 +296,6 @@ def scaled_costs(
 def _fused(
     config: RunConfig, data: Prepared, fold: Fold, ranking: Ranking, main: Calibration, weight: float
 ) -> Evaluation:
-    lists = fuse(ranking, main.odds, weight, config.llm.candidates)
+    lists = fused(config, ranking, main.odds, weight)
     targets, seen = data.split.targets(fold), data.split.history(fold)
     return evaluate_ranking(main.name, lists, targets, [config.evaluation.primary], seen=seen)

@@ -11,7 +11,6 @@ from frugalrec.config import RunConfig
 from frugalrec.evaluation import controls
 from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.evaluation.metrics import parse_metric
-from frugalrec.grounding.fusion import fuse
 from frugalrec.ledger import Prices
 from frugalrec.recommenders.second_opinions import second_opinion
 from frugalrec.reporting.document import ArmCost, Kind
@@ -19,6 +18,7 @@ from frugalrec.rng import generator
 from frugalrec.stages.asking import TUNED, Served, Variant
 from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.data import Prepared
+from frugalrec.stages.reranking import fused
 from frugalrec.stages.rivals import Rival
 from frugalrec.types import Evaluation, Ranking
 
@@ -73,7 +73,7 @@ def cheap_arm(config: RunConfig, data: Prepared, arm: CheapArm, is_first: bool) 
 
 def rival_arm(config: RunConfig, data: Prepared, first: CheapArm, rival: Rival) -> Candidate:
     """Return the boosted trees as an arm."""
-    heard = ", ".join(label_of(name) for name in rival.opinions)
+    heard = ", ".join(label_of(name) for name in rival.opinions) or "no further model"
     kept = f"{rival.trees} trees" if rival.trees else "no trees, so its order is the first stage's"
     return Candidate(
         name=rival.name,
@@ -128,22 +128,23 @@ def label_of(name: str) -> str:
 def _variant_lists(
     config: RunConfig, first: CheapArm, served: Served, variant: Variant
 ) -> Iterator[tuple[str, str, Kind, str, Ranking]]:
-    head, depth = first.rankings["test"].take(served.rows), config.llm.candidates
-    label, weight, kept = label_of(first.name), variant.choice.weight, served.samples.selection.kept.size
+    head = first.rankings["test"].take(served.rows)
+    depth = min(config.llm.candidates, head.k)
+    label, weight, kept = label_of(first.name), variant.weight, served.samples.selection.kept.size
     how = f"tuned on {kept} samples" if variant.name == TUNED else "untuned"
     yield (
         f"llm-{variant.name}",
         f"LLM, {variant.name}",
         "llm",
         f"{how}; orders the {depth} candidates alone",
-        fuse(head, variant.odds, 1.0, depth),
+        fused(config, head, variant.odds, 1.0),
     )
     yield (
         f"fused-{variant.name}",
         f"{label} + LLM, {variant.name}",
         "fusion",
         f"weight of the LLM {weight:g}, chosen on {served.calibration_users} validation users",
-        fuse(head, variant.odds, weight, depth),
+        fused(config, head, variant.odds, weight),
     )
     noise = generator(config.seed, "noise", variant.name).permutation(variant.odds.ravel())
     yield (
@@ -151,14 +152,15 @@ def _variant_lists(
         f"{label} + shuffled answers, {variant.name}",
         "control",
         "the same weight, with the LLM's answers shuffled over users and candidates",
-        fuse(head, noise.reshape(variant.odds.shape), weight, depth),
+        fused(config, head, noise.reshape(variant.odds.shape), weight),
     )
 
 
 def _control_lists(
     config: RunConfig, data: Prepared, first: CheapArm, served: Served
 ) -> Iterator[tuple[str, str, str, Ranking]]:
-    head, depth = first.rankings["test"].take(served.rows), config.llm.candidates
+    head = first.rankings["test"].take(served.rows)
+    depth = min(config.llm.candidates, head.k)
     top, counts = f"{label_of(first.name)}, top {depth}", data.split.history("test").item_counts
     yield (
         "random-permutation",

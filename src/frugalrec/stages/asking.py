@@ -18,17 +18,17 @@ from frugalrec.errors import ConfigError
 from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.grounding.answers import AnswerCache
 from frugalrec.grounding.candidates import CandidateReranker
-from frugalrec.grounding.fusion import WeightChoice, choose_weight, fuse
+from frugalrec.grounding.fusion import WeightChoice, choose_weight
 from frugalrec.grounding.reranking import Reranker, ScoreReranker
 from frugalrec.ledger import Meter, Usage
 from frugalrec.llm.http.accounts import spent
 from frugalrec.llm.prompts import RerankPrompt
-from frugalrec.runs import Run, Stage
+from frugalrec.runs import STAGE_FILE, Run, Stage
 from frugalrec.stages.artefacts import load_arrays, load_json, save_arrays, save_json
 from frugalrec.stages.cheap import CheapArm
 from frugalrec.stages.data import Prepared
 from frugalrec.stages.llm import OpenModel
-from frugalrec.stages.reranking import JOURNAL, asking_key, endpoint_of, reranker_for
+from frugalrec.stages.reranking import JOURNAL, asking_key, endpoint_of, fused, reranker_for
 from frugalrec.stages.selection import Samples
 from frugalrec.types import Adapter, Allocation, FloatArray, IntArray, Ranking
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from frugalrec.llm.local import LocalLM
 
 ZERO_SHOT, TUNED = "zero-shot", "tuned"
+PASSING = {"unavailable", "deadline", "over-budget"}
+"""Reasons of users without an answer for which the next run asks again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,14 @@ class Calibration:
     choice: WeightChoice
     """The fusion weight that they chose."""
     stage: Stage
+    answers: Mapping[str, Any] = field(default_factory=dict)
+    """How many of them were answered, and why others were not."""
+
+    @property
+    def weight(self) -> float:
+        """Return the best weight above 0: for users who were chosen because the LLM helps them."""
+        values = {weight: value for weight, value in self.choice.values.items() if weight > 0}
+        return max(values, key=lambda weight: (values[weight], -weight), default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,8 @@ class Variant:
     """Log-odds of the routed test users' candidates, (n_routed, m)."""
     choice: WeightChoice
     """The fusion weight that calibration users chose."""
+    weight: float
+    """The one in use: that one, or the best above 0 where routing decides who is asked at all."""
     valid: Stage
     test: Stage
     answers: Mapping[str, Any] = field(default_factory=dict)
@@ -103,7 +115,15 @@ def calibrate(
         loaded = Loaded(model, tuned[1] if tuned is not None and name == TUNED else None)
         stage, odds = _ask(run, config, data, first, "valid", rows, name, loaded)
         choice = _choose(config, data, first.rankings["valid"].take(rows), odds)
-        found[name] = Calibration(name=name, loaded=loaded, rows=rows, odds=odds, choice=choice, stage=stage)
+        found[name] = Calibration(
+            name=name,
+            loaded=loaded,
+            rows=rows,
+            odds=odds,
+            choice=choice,
+            stage=stage,
+            answers=load_json(stage.path / "answers.json"),
+        )
     return found
 
 
@@ -125,7 +145,13 @@ def serve(
         stage, odds = _ask(run, config, data, first, "test", rows, name, known.loaded)
         answers = load_json(stage.path / "answers.json")
         variants[name] = Variant(
-            name=name, odds=odds, choice=known.choice, valid=known.stage, test=stage, answers=answers
+            name=name,
+            odds=odds,
+            choice=known.choice,
+            weight=known.weight if allocation.policy == "gain-per-cost" else known.choice.weight,
+            valid=known.stage,
+            test=stage,
+            answers=answers,
         )
     return Served(
         variants=variants,
@@ -154,7 +180,7 @@ def rerank_live(folder: Path, histories: Dataset, ranking: Ranking, student: Pat
     config = RunConfig.model_validate(yaml.safe_load(report["config_yaml"]))
     reranker = _live(config, histories, folder, student)
     scores = reranker.rerank(histories, ranking).scores
-    return fuse(ranking, scores, float(report["weights"]["chosen"]), config.llm.candidates)
+    return fused(config, ranking, scores, float(report["weights"]["chosen"]))
 
 
 def _live(config: RunConfig, histories: Dataset, folder: Path, student: Path | None) -> Reranker:
@@ -221,7 +247,7 @@ def _ask(
     def build(folder: Path, meter: Meter) -> None:
         cache = folder / "answers.sqlite"
         chat = endpoint_of(config, run.folder) if loaded.model.is_endpoint else None
-        before = _spent_before(folder, run.folder / JOURNAL)
+        before = _spent_before(folder, run.folder / JOURNAL) if chat else Usage()
         reranker = reranker_for(
             config, data.dataset, lm=None if chat else loaded.llm, chat=chat, cache=None if chat else cache
         )
@@ -230,7 +256,8 @@ def _ask(
             head,
             progress=lambda done, total: run.observer.progressed(stage_name, done, total),
         )
-        meter.add(_spent_in_all(found.usage, cache, run.folder / JOURNAL, before))
+        journal = run.folder / JOURNAL if chat else None
+        meter.add(_spent_in_all(found.usage, cache, journal, before))
         save_json(folder / "answers.json", found.report)
         save_arrays(folder / "odds.npz", users=head.users, items=head.items, odds=found.scores)
 
@@ -242,8 +269,17 @@ def _ask(
         "prompt": asking_key(config),
         "dtype": config.llm.dtype,
     }
+    if not run.read_only:
+        _reopen(run.folder / stage_name)
     stage = run.stage(stage_name, key, build)
     return stage, load_arrays(stage.path / "odds.npz")["odds"]
+
+
+def _reopen(stage: Path) -> None:
+    """Let a stage be built again if some users were not answered for reasons that pass; answers are kept."""
+    answers = stage / "answers.json"
+    if answers.is_file() and PASSING & load_json(answers)["reasons"].keys():
+        (stage / STAGE_FILE).unlink(missing_ok=True)
 
 
 def _spent_before(folder: Path, journal: Path) -> Usage:
@@ -254,10 +290,10 @@ def _spent_before(folder: Path, journal: Path) -> Usage:
     return Usage.from_dict(load_json(note))
 
 
-def _spent_in_all(usage: Usage, cache: Path, journal: Path, before: Usage) -> Usage:
+def _spent_in_all(usage: Usage, cache: Path, journal: Path | None, before: Usage) -> Usage:
     """Return what a stage spent, what killed attempts at it spent included, where a file knows that."""
-    if journal.is_file():
-        now = _spent(journal)
+    if journal is not None:
+        now = _spent(journal) if journal.is_file() else before
         return Usage(
             tokens_in=now.tokens_in - before.tokens_in,
             tokens_out=now.tokens_out - before.tokens_out,
@@ -281,8 +317,8 @@ def _choose(config: RunConfig, data: Prepared, ranking: Ranking, odds: FloatArra
     history, targets = data.split.history("valid"), data.split.targets("valid")
 
     def value(weight: float) -> float:
-        fused = fuse(ranking, odds, weight, config.llm.candidates)
-        return evaluate_ranking("fused", fused, targets, [primary], seen=history).mean(primary)
+        lists = fused(config, ranking, odds, weight)
+        return evaluate_ranking("fused", lists, targets, [primary], seen=history).mean(primary)
 
     return choose_weight(config.llm.weights, value)
 

@@ -19,7 +19,7 @@ from frugalrec.allocation import Evidence, allocate
 from frugalrec.config import RunConfig
 from frugalrec.data.dataset import Dataset, concatenate
 from frugalrec.errors import ConfigError, DataError, StorageError
-from frugalrec.grounding.fusion import fuse
+from frugalrec.grounding.listwise.windows import WindowReranker
 from frugalrec.grounding.reranking import Reranker
 from frugalrec.ledger import Usage
 from frugalrec.llm.chat import ChatAnswer, ChatRequest, Progress
@@ -29,7 +29,7 @@ from frugalrec.stages import allocating, asking, cheap, data, llm, selection
 from frugalrec.stages.artefacts import load_json
 from frugalrec.stages.cheap import CheapArm, load_model
 from frugalrec.stages.data import Prepared
-from frugalrec.stages.reranking import endpoint_of, reranker_for
+from frugalrec.stages.reranking import endpoint_of, fused, reranker_for
 from frugalrec.types import Allocation, IntArray, Ranking
 
 COLUMNS = ("user", "routed", "reason", "history", "expected_gain", "lower_bound", "cost")
@@ -64,10 +64,10 @@ class Finished:
 
 
 def open_finished(folder: Path, observer: Observer | None = None) -> Finished:
-    """Open a run that has asked an LLM; finished stages are found, not computed.
+    """Open a run that has asked an LLM; its stages are found, never computed, and nothing is asked.
 
     Raises:
-        StorageError: If the folder holds no finished run.
+        StorageError: If the folder holds no finished run, or one of other data, options or versions.
         ConfigError: If the run went without an LLM.
     """
     import yaml
@@ -81,7 +81,7 @@ def open_finished(folder: Path, observer: Observer | None = None) -> Finished:
             f"the run in {folder} asked no LLM, so nothing is known of its gain; run with --llm."
         )
     model = llm.open_model(config)
-    with Run(folder, observer) as run:
+    with Run(folder, observer, read_only=True) as run:
         prepared = data.prepare(run, config)
         arms = [cheap.fit_and_evaluate(run, config, prepared, n) for n in cheap.applicable(config, prepared)]
         first = cheap.choose_first_stage(config, arms)
@@ -97,7 +97,7 @@ def open_finished(folder: Path, observer: Observer | None = None) -> Finished:
         second=allocating.second_stage(config, arms, first),
         main=main,
         histories=concatenate(prepared.split.history("test"), prepared.split.test),
-        weight=main.choice.weight,
+        weight=main.weight,
     )
 
 
@@ -132,7 +132,7 @@ def plan(
     signals = allocating.signals_of(config, done.histories, ranking, second)
     measured = allocating.measure_gain(config, done.data, done.first, done.second, done.main)
     estimate = measured.expected(signals)
-    costs = allocating.costs_of(config, done.data, done.histories, ranking, done.first, done.main)
+    costs = allocating.costs_of(config, done.data, done.histories, ranking, done.first, [done.main])
     weakness = allocating.weakness_of(config, done.data, done.first)
     chosen = allocate(
         policy,
@@ -171,7 +171,12 @@ def export_requests(folder: Path, plan_file: Path, out: Path) -> dict[str, Any]:
     from frugalrec.llm.http.batch_files import export_batch
 
     done = open_finished(folder)
-    chat = _endpoint(done)
+    chat, depth = _endpoint(done), done.config.llm.candidates
+    if depth > WindowReranker.window:
+        raise ConfigError(
+            f"the run re-ranks {depth} candidates in windows of {WindowReranker.window}, each of which "
+            f"depends on the answer before, so no batch holds them; use frugalrec allocate rank, or fewer."
+        )
     requests = _requests(done, routed_users(done, plan_file))
     exported = export_batch(chat, requests, out)
     cost = chat.dry_run(requests)
@@ -219,7 +224,7 @@ def rank(
     done = open_finished(folder, observer)
     routed = routed_users(done, plan_file)
     whole = done.lists(done.first, done.users)
-    rows = np.flatnonzero(np.isin(whole.users, routed))
+    rows = np.flatnonzero(np.isin(whole.users, routed if done.weight > 0 else []))
     head = whole.take(rows)
     if observer is not None:
         observer.started("ranking")
@@ -229,8 +234,8 @@ def rank(
         progress=None if observer is None else lambda at, of: observer.progressed("ranking", at, of),
     )
     items, scores = whole.items.copy(), whole.scores.copy()
-    fused = fuse(head, found.scores, done.weight, done.config.llm.candidates)
-    items[rows], scores[rows] = fused.items, fused.scores
+    lists = fused(done.config, head, found.scores, done.weight)
+    items[rows], scores[rows] = lists.items, lists.scores
     heard = np.zeros(whole.users.size, dtype=bool)
     heard[rows] = np.isfinite(found.scores).any(axis=1) & (done.weight > 0)
     _write(done, Ranking(users=whole.users, items=items, scores=scores), heard, k, out)

@@ -11,20 +11,22 @@ from frugalrec.allocation.costs import Budget
 from frugalrec.config import RunConfig
 from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError
+from frugalrec.grounding.fusion import fuse
 from frugalrec.grounding.listwise.prompt import LONGEST_HISTORY, ListwisePrompt
 from frugalrec.grounding.listwise.windows import WindowReranker
+from frugalrec.grounding.promotion import cap_promotions
 from frugalrec.grounding.reranking import Reranker
 from frugalrec.grounding.styles import make_reranker
 from frugalrec.llm.models import is_endpoint
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.stages.data import noun_of
 from frugalrec.stages.llm import prompt_for, prompt_key
-from frugalrec.types import PAD, DoubleArray, Ranking
+from frugalrec.types import PAD, DoubleArray, FloatArray, Ranking
 
 if TYPE_CHECKING:
     from frugalrec.llm.base import LanguageModel
     from frugalrec.llm.chat import ChatModel
-    from frugalrec.llm.http import HttpChat
+    from frugalrec.llm.http import HttpChat, SpendCap
 
 JOURNAL = "endpoint.sqlite"
 """In a run's folder: the answers of an endpoint and what they cost, kept whatever options change."""
@@ -100,7 +102,7 @@ def endpoint_of(config: RunConfig, folder: Path | None) -> HttpChat:
             deadline_s=section.deadline_s,
         ),
         prices=config.price_table(),
-        cap=_cap(section.cap),
+        cap=_cap(config),
         file=None if folder is None else folder / JOURNAL,
     )
 
@@ -108,6 +110,11 @@ def endpoint_of(config: RunConfig, folder: Path | None) -> HttpChat:
 def check(config: RunConfig) -> None:
     """Refuse a style, an endpoint, a key or a cap that cannot be used, before anything is computed."""
     style_of(config)
+    if config.llm.candidates > config.recommenders.depth:
+        raise ConfigError(
+            f"llm.candidates is {config.llm.candidates}, but lists are {config.recommenders.depth} long; "
+            f"raise recommenders.depth."
+        )
     if is_endpoint(config.llm.model):
         endpoint_of(config, Path()).client.check()
 
@@ -117,8 +124,31 @@ def asking_key(config: RunConfig) -> dict[str, Any]:
     style = style_of(config)
     if style == "pointwise":
         return prompt_key(config)
+    if is_endpoint(config.llm.model):  # what decides whose questions are answered
+        limits = config.endpoint.model_dump(include={"profile", "cap", "deadline_s"})
+        return {
+            **prompt_key(config),
+            **config.llm.model_dump(include={"replicas", "promotion_cap"}),
+            **limits,
+        }
     more = config.llm.model_dump(include={"replicas", "promotion_cap"}) if style == "listwise" else {}
     return {**prompt_key(config), "style": style, **more}
+
+
+def fused(config: RunConfig, ranking: Ranking, scores: FloatArray, weight: float) -> Ranking:
+    """Return lists with the LLM's say, in which no item moved up further than the run allows."""
+    lists = fuse(ranking, scores, weight, config.llm.candidates)
+    cap = config.llm.promotion_cap
+    return lists if cap is None else cap_promotions(ranking, lists, cap)
+
+
+def questions(config: RunConfig, ranking: Ranking) -> DoubleArray:
+    """Return how many prompts the LLM is sent for each user, (n,)."""
+    shown = (ranking.items[:, : config.llm.candidates] != PAD).sum(axis=1).astype(np.float64)
+    if style_of(config) not in ("listwise", "first-token"):
+        return np.asarray(shown, dtype=np.float64)
+    further = np.maximum(np.ceil((shown - WindowReranker.window) / WindowReranker.stride), 0)
+    return np.where(shown > 0, config.llm.replicas * (1 + further), 0.0)
 
 
 def chars_read(config: RunConfig, histories: Dataset, ranking: Ranking) -> DoubleArray:
@@ -126,7 +156,7 @@ def chars_read(config: RunConfig, histories: Dataset, ranking: Ranking) -> Doubl
     titles, depth = histories.titles, config.llm.candidates
     listwise = _prompt(config, histories, "listwise")
     pointwise = prompt_for(config, histories)
-    at_once = style_of(config) in ("listwise", "first-token")
+    at_once, asked = style_of(config) in ("listwise", "first-token"), questions(config, ranking)
     found = np.zeros(ranking.users.size)
     for row, user in enumerate(ranking.users.tolist()):
         span = slice(histories.indptr[user], histories.indptr[user + 1])
@@ -137,10 +167,7 @@ def chars_read(config: RunConfig, histories: Dataset, ranking: Ranking) -> Doubl
             words = listwise.for_history(history, values, titles)
             # A longer list is asked about in windows of about the same length.
             request = listwise.request(words, [titles[item] for item in shown[: WindowReranker.window]])
-            questions = config.llm.replicas * (
-                1 + max(0, -(-(len(shown) - WindowReranker.window) // WindowReranker.stride))
-            )
-            found[row] = questions * (len(request.system) + len(request.user))
+            found[row] = asked[row] * (len(request.system) + len(request.user))
         elif not at_once:
             group = pointwise.group(history, values, shown, titles)
             found[row] = len(group.prefix) + sum(map(len, group.suffixes))
@@ -156,12 +183,15 @@ def _prompt(config: RunConfig, dataset: Dataset, style: str) -> Any:
     return ListwisePrompt(noun=noun, window=window, min_like=config.llm.min_like)
 
 
-def _cap(text: str | None) -> Any:
+def _cap(config: RunConfig) -> SpendCap | None:
     from frugalrec.llm.http import SpendCap
 
+    text, prices = config.endpoint.cap, config.price_table()
     if text is None:
         return None
     budget = Budget.parse(text)
     if budget.kind not in ("money", "tokens", "calls", "seconds"):
         raise ConfigError(f"endpoint.cap is {text!r}; a cap is in money, tokens, calls or seconds.")
+    if budget.currency and prices is not None and budget.currency != prices.currency:
+        raise ConfigError(f"endpoint.cap is {text!r}, but prices are in {prices.currency}; use one currency.")
     return SpendCap(limit=budget.amount, unit=budget.kind)

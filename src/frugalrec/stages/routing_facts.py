@@ -9,22 +9,24 @@ import numpy as np
 
 from frugalrec.allocation import Evidence, allocate
 from frugalrec.allocation.gain import FEWEST, Gains
+from frugalrec.allocation.policies import BUDGET, FLOOR
 from frugalrec.allocation.stability import WeakCounts, count_weak, stability
 from frugalrec.allocation.weakness import Threshold, weak_users
 from frugalrec.config import RunConfig
+from frugalrec.errors import DataError
 from frugalrec.evaluation.compare import Interval, interval
 from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.evaluation.frontier import Curve, Frontier, Trial, frontier
 from frugalrec.evaluation.ranks import ranks_from_ranking
 from frugalrec.evaluation.segments import activity_groups
-from frugalrec.grounding.fusion import fuse
 from frugalrec.reporting.facts import AllocationFacts, GroupFacts, PolicyFacts
 from frugalrec.reporting.words import metric_name
-from frugalrec.stages.allocating import Measured, Routing
+from frugalrec.stages.allocating import ANSWERED, Measured, Routing
 from frugalrec.stages.asking import Served, Variant
 from frugalrec.stages.cheap import CheapArm
 from frugalrec.stages.data import Prepared
-from frugalrec.types import DoubleArray, Ranking
+from frugalrec.stages.reranking import fused
+from frugalrec.types import DoubleArray, LongArray, Ranking
 
 UNBIASED = ("random", "all")
 """Policies whose routed users stand for all, so that every other policy can be judged on them."""
@@ -80,7 +82,7 @@ def _sentences(
     curves: Frontier | None,
 ) -> list[str]:
     """Return what was decided and why."""
-    said = [_who(routing, main)]
+    said = [_who(routing)]
     if routing.measured.model is None:
         n = routing.measured.gains.users.size
         said.append(f"{n} calibration users are too few to predict gains; give {FEWEST}.")
@@ -101,7 +103,7 @@ def _sentences(
     return [text.replace(metric, metric_name(metric)) for text in said]
 
 
-def _who(routing: Routing, main: Variant) -> str:
+def _who(routing: Routing) -> str:
     allocation = routing.allocation
     n, m = int(allocation.routed.sum()), allocation.users.size
     if n:
@@ -111,10 +113,12 @@ def _who(routing: Routing, main: Variant) -> str:
         )
     if allocation.policy == "gain-per-cost":
         why = "for no test user is the lower bound of the expected gain above 0"
-        if main.choice.weight == 0:
-            why = "calibration users are served best with a weight of 0 for the LLM"
+        if routing.measured.answered < ANSWERED:
+            why = "too few calibration users were answered, so that nothing is known of the gain"
         elif not routing.measured.proven:
             why = "no gain is proven on calibration users, neither on average nor for some of them"
+        elif np.any(allocation.reasons == BUDGET):
+            why = f"a budget of {allocation.budget} is too small for any of those whom it would help"
         return f"Nothing is spent on test users: {why}."
     return f"Nobody gets the LLM: the policy is {allocation.policy}, the budget {allocation.budget}."
 
@@ -143,7 +147,11 @@ def _labels(
         t_s=Threshold.value(label.t_s),
         t_p=Threshold.quantile(0.2),
     )
-    said: list[object] = [stability(label, later, seed=config.seed)]
+    said: list[object] = []
+    try:
+        said.append(stability(label, later, seed=config.seed))
+    except DataError as error:
+        said.append(f"whether the label of weak users repeats itself cannot be said: {error}")
     if served.rows.size:
         said.append(_weak_counts(config, data, first, served, main, later))
     return said
@@ -152,11 +160,11 @@ def _labels(
 def _weak_counts(
     config: RunConfig, data: Prepared, first: CheapArm, served: Served, main: Variant, later: object
 ) -> WeakCounts:
-    whole, depth = first.rankings["test"], config.llm.candidates
+    whole = first.rankings["test"]
     treated = np.zeros(whole.users.size, dtype=bool)
     treated[served.rows] = True
     items = whole.items.copy()
-    items[served.rows] = fuse(whole.take(served.rows), main.odds, main.choice.weight, depth).items
+    items[served.rows] = fused(config, whole.take(served.rows), main.odds, main.weight).items
     return count_weak(
         f"the LLM, {main.name}",
         whole,
@@ -165,7 +173,7 @@ def _weak_counts(
         treated,
         data.split.targets("test"),
         seen=data.split.history("test"),
-        m=min(depth, whole.k),
+        m=min(config.llm.candidates, whole.k),
         metric=config.evaluation.primary,
         seed=config.seed,
     )
@@ -175,19 +183,34 @@ def _curves(
     config: RunConfig, data: Prepared, first: CheapArm, routing: Routing, served: Served, main: Variant
 ) -> Frontier | None:
     """Return what policies are worth on users drawn at random, or None where nobody was."""
-    if routing.allocation.policy not in UNBIASED or served.rows.size < FEWEST or main.choice.weight == 0:
+    rows = _drawn_at_random(routing, served)
+    weight = next(iter(known for known in (main.weight, routing.weight) if known > 0), 0.0)
+    if rows.size < FEWEST or weight == 0:
         return None
-    metric, head = config.evaluation.primary, first.rankings["test"].take(served.rows)
+    metric, head = config.evaluation.primary, first.rankings["test"].take(served.rows[rows])
     targets, seen = data.split.targets("test"), data.split.history("test")
-    fused = fuse(head, main.odds, main.choice.weight, config.llm.candidates)
+    asked = fused(config, head, main.odds[rows], weight)
     cheap = evaluate_ranking("cheap", head, targets, [metric], seen=seen)
-    llm = evaluate_ranking("llm", fused, targets, [metric], seen=seen)
+    llm = evaluate_ranking("llm", asked, targets, [metric], seen=seen)
     costs = routing.costs.at(head.users)
     prices = dict(zip(costs.users.tolist(), costs.values.tolist(), strict=True))
     trial = Trial.of(cheap, llm, metric, prices)
     gains = Gains.between(llm, cheap, metric, "test")
     scores = {name: [score] for name, score in _scores(config, data, routing, trial, gains).items()}
     return frontier([trial], scores, level=config.evaluation.level, seed=config.seed)
+
+
+def _drawn_at_random(routing: Routing, served: Served) -> LongArray:
+    """Return which of the routed users stand for all: those before the first whom the budget passed over."""
+    allocation = routing.allocation
+    none = np.empty(0, dtype=np.int64)
+    if allocation.policy not in UNBIASED or np.any(allocation.reasons == FLOOR):
+        return none
+    order = np.argsort(-allocation.scores, kind="stable")
+    if allocation.policy == "random":
+        order = order[: int(np.argmin(allocation.routed[order])) or order.size]
+    chosen = allocation.users[order][allocation.routed[order]]
+    return np.flatnonzero(np.isin(routing.signals.users[served.rows], chosen))
 
 
 def _scores(
@@ -201,6 +224,9 @@ def _scores(
     found = {}
     for name in RULES:
         if name == "gain-per-cost" and not routing.measured.proven:
+            continue
+        if name == "random":  # no order: the mean over all of them, a straight line
+            found[name] = np.zeros(trial.users.size)
             continue
         chosen = allocate(
             name,
