@@ -38,9 +38,14 @@ def clock() -> FakeClock:
 
 @pytest.fixture
 def make_chat(clock):
-    def make(server, *, profile="generic", api_key_env=None, policy=None, clock=clock, **settings):
+    def make(server, *, profile="generic", api_key_env=None, extra=(), policy=None, clock=clock, **settings):
         endpoint = Endpoint(
-            base_url=server.url, model="fake", profile=profile, api_key_env=api_key_env, name="test"
+            base_url=server.url,
+            model="fake",
+            profile=profile,
+            api_key_env=api_key_env,
+            name="test",
+            extra=dict(extra),
         )
         policy = CallPolicy(**{"concurrency": 4, "timeout_s": 5.0, **(policy or {})})
         return HttpChat(endpoint, policy=policy, clock=clock, **settings)

@@ -119,7 +119,9 @@ def import_batch(model: HttpChat, paths: Path | Sequence[Path], requests: Sequen
     model.client.spending.check()
     with Journal(model.client.file) as journal:
         found = model.look_up(requests, journal)
-        sizes = {key: request_size(requests[number]) for key, number in found.first.items()}
+        sizes = {
+            key: request_size(requests[number], model.client.endpoint) for key, number in found.first.items()
+        }
         reader = _Reader(model, journal, sizes, found.known)
         for path in [paths] if isinstance(paths, Path) else paths:
             try:

@@ -102,18 +102,23 @@ class HttpChat:
         """Say what answering these requests would cost, likely and at most; sends nothing."""
         with Journal(self.client.file) as journal:
             missing = self.look_up(requests, journal).missing.values()
-            sizes = [request_size(requests[number]) for number in missing]
+            sizes = [request_size(requests[number], self.client.endpoint) for number in missing]
             return plan(sizes, len(requests), self.client.spending, self.client.policy, journal)
 
     def probe(self) -> Probe:
         """Ask one small question: does it answer, keep to a schema, count tokens? Counts against the cap."""
         self.client.check()
-        body = encoded(chat_body(QUESTION, self.client.endpoint))
-        key, size = QUESTION.key(self.fingerprint), request_size(QUESTION)
-        call = Call(path=CHAT, body=body, key=key, size=size, remembered=False)
+        endpoint = self.client.endpoint
+        call = Call(
+            path=CHAT,
+            body=encoded(chat_body(QUESTION, endpoint)),
+            key=QUESTION.key(self.fingerprint),
+            size=request_size(QUESTION, endpoint),
+            remembered=False,
+        )
         with Journal(self.client.file) as journal:
             (outcome,) = self.client.ask([call], 1, journal)
-        return judge(outcome, asked_for_schema=self.client.endpoint.served_by.structured)
+        return judge(outcome, asked_for_schema=endpoint.served_by.structured)
 
     def look_up(self, requests: Sequence[ChatRequest], journal: Journal) -> LookUp:
         """Return which requests are equal, and which are answered already."""
@@ -128,9 +133,9 @@ class HttpChat:
 
     def _calls(self, requests: Sequence[ChatRequest], numbers: Mapping[str, int]) -> Iterator[Call]:
         for key, number in numbers.items():
-            request = requests[number]
-            body = encoded(chat_body(request, self.client.endpoint))
-            yield Call(path=CHAT, body=body, key=key, size=request_size(request))
+            request, endpoint = requests[number], self.client.endpoint
+            body = encoded(chat_body(request, endpoint))
+            yield Call(path=CHAT, body=body, key=key, size=request_size(request, endpoint))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +167,9 @@ def _recall(number: int, found: LookUp, asked: Mapping[int, ChatAnswer]) -> Chat
     return ChatAnswer(text=twin.text, reason=reason, detail=twin.detail)
 
 
-def request_size(request: ChatRequest) -> Size:
+def request_size(request: ChatRequest, endpoint: Endpoint) -> Size:
     """Return how many tokens a request takes, likely and at most."""
-    return size_of([request.system, request.user], request.max_tokens, request.schema)
+    return size_of([request.system, request.user], request.max_tokens, request.schema, endpoint.extra)
 
 
 def _answer(outcome: Outcome) -> ChatAnswer:

@@ -122,7 +122,7 @@ class HttpLM(LanguageModel):
             path=path,
             body=encoded(body),
             key=request.key(f"{self.fingerprint}:{path}"),
-            size=size_of([prompt], 1),
+            size=size_of([prompt], 1, extra=self.chat.client.endpoint.extra),
             remembered=False,
         )
 

@@ -54,10 +54,24 @@ class Size:
     """The answer's limit."""
 
 
-def size_of(texts: Sequence[str], max_tokens: int, schema: Mapping[str, Any] | None = None) -> Size:
-    """Return the size of a prompt made of some messages, and of a schema that may be shown to the model."""
+def size_of(
+    texts: Sequence[str],
+    max_tokens: int,
+    schema: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
+) -> Size:
+    """Return the size of a prompt made of some messages.
+
+    Args:
+        texts: The messages.
+        max_tokens: The answer's limit.
+        schema: Is perhaps shown to the model.
+        extra: Further fields of the body; some, such as ``tools``, are part of the prompt.
+    """
     n_bytes = sum(len(text.encode("utf-8", "replace")) for text in texts)
     shown = 0 if schema is None else len(json.dumps(schema))
+    # Chat templates write tools out with blanks before each line.
+    shown += len(json.dumps(dict(extra), indent=4)) if extra else 0
     likely = likely_tokens(n_bytes) + 4 * len(texts) + 3
     return Size(likely_in=likely, most_in=n_bytes + shown + FRAME_TOKENS, most_out=max_tokens)
 
