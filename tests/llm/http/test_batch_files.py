@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -81,6 +82,52 @@ def test_importing_again_changes_nothing(chat, tmp_path, questions):
     assert before.calls == 3  # the reply without words was billed as well
     assert import_batch(chat, out, questions(3)) == Imported(known=2, malformed=1, missing=1)
     assert spent(tmp_path / "f") == before
+
+
+def test_a_question_answered_online_meanwhile_was_paid_for_in_the_batch_too(chat, tmp_path, questions):
+    export_batch(chat, questions(2), tmp_path / "plan.jsonl")
+    out = written(tmp_path / "out.jsonl", served((tmp_path / "plan.jsonl").read_text().splitlines()))
+    chat.chat(questions(1))
+    before = spent(tmp_path / "f")
+    for _ in range(2):  # importing again adds nothing
+        assert import_batch(chat, out, questions(2)).known >= 1
+        assert spent(tmp_path / "f").tokens - before.tokens == 2 * 25
+        assert spent(tmp_path / "f").calls - before.calls == 2
+    assert chat.chat(questions(1))[0][0].text == "asked live"  # the answer stays what it was
+
+
+def test_each_reply_to_a_question_is_paid_for(chat, tmp_path, questions):
+    export_batch(chat, questions(1), tmp_path / "plan.jsonl")
+    (good,) = served((tmp_path / "plan.jsonl").read_text().splitlines())
+    silent = json.loads(json.dumps(good))
+    silent["response"]["body"]["choices"] = []
+    first, second = written(tmp_path / "1.jsonl", [silent]), written(tmp_path / "2.jsonl", [good])
+    assert import_batch(chat, first, questions(1)) == Imported(malformed=1, missing=1)
+    assert import_batch(chat, second, questions(1)) == Imported(stored=1)
+    assert spent(tmp_path / "f").tokens == 2 * 25
+    assert import_batch(chat, [first, second], questions(1)) == Imported(known=1, duplicate=1)
+    assert spent(tmp_path / "f").tokens == 2 * 25
+
+
+def test_a_reply_without_words_does_not_hide_the_next_one(chat, tmp_path, questions):
+    export_batch(chat, questions(1), tmp_path / "plan.jsonl")
+    (good,) = served((tmp_path / "plan.jsonl").read_text().splitlines())
+    silent = json.loads(json.dumps(good))
+    silent["response"]["body"]["choices"] = []
+    out = written(tmp_path / "out.jsonl", [silent, good, {**good, "id": "c"}])
+    assert import_batch(chat, out, questions(1)) == Imported(malformed=1, stored=1, duplicate=1)
+    assert (spent(tmp_path / "f").calls, spent(tmp_path / "f").tokens) == (3, 3 * 25)
+
+
+def test_a_batch_file_is_for_its_owner_alone_and_on_the_disk_before_it_has_its_name(
+    chat, tmp_path, monkeypatch, questions
+):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append((tmp_path / "a.jsonl").exists()))
+    (tmp_path / "a.jsonl.part").write_text("left by a run that was killed")
+    export_batch(chat, questions(2), tmp_path / "a.jsonl")
+    assert (tmp_path / "a.jsonl").stat().st_mode & 0o077 == 0
+    assert synced == [False] and not (tmp_path / "a.jsonl.part").exists()
 
 
 def test_every_kind_of_bad_line_is_counted_and_none_is_fatal(chat, tmp_path, questions):

@@ -6,6 +6,7 @@ found again by its `custom_id`, the hash of the question.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -49,7 +50,7 @@ class Imported:
     stored: int = 0
     """Answers that are new in the store."""
     known: int = 0
-    """Lines whose question was answered before."""
+    """Lines whose question was answered before; that answer stays, but the line was paid for as well."""
     failed: int = 0
     """Lines that say that the request failed."""
     malformed: int = 0
@@ -59,7 +60,7 @@ class Imported:
     unknown: int = 0
     """Lines of questions that nobody asked."""
     duplicate: int = 0
-    """Lines that repeat a custom_id; the first one counts."""
+    """Lines that repeat the custom_id of an answer in these files; the first one counts."""
     missing: int = 0
     """Requests that have no answer, neither here nor from before."""
 
@@ -132,6 +133,17 @@ def import_batch(model: HttpChat, paths: Path | Sequence[Path], requests: Sequen
         return reader.result()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Line:
+    """A line that holds a reply, and so was paid for."""
+
+    key: str
+    digest: str
+    """Hash of the line; tells it from another reply to the same question."""
+    reply: Reply
+    counted_as: str
+
+
 class _Reader:
     """Counts lines and stores what they say."""
 
@@ -146,7 +158,7 @@ class _Reader:
         self.answered: set[str] = set(known)
         self.counts = dict.fromkeys(("stored", "known", "failed", "malformed", "broken", "unknown"), 0)
         self.counts["duplicate"] = 0
-        self.waiting: dict[str, Reply] = {}
+        self.waiting: list[_Line] = []
 
     def read(self, stream: Any) -> None:
         """Read one file to its end."""
@@ -163,8 +175,9 @@ class _Reader:
 
     def _take(self, line: bytes | None) -> str:
         """Return what a line is counted as."""
+        line = (line or b"").strip()
         try:
-            row = json.loads((line or b"").decode("utf-8"))
+            row = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError):
             return "broken"
         key = row.get("custom_id") if isinstance(row, dict) else None
@@ -172,40 +185,53 @@ class _Reader:
             return "broken"
         if key not in self.sizes:
             return "unknown"
-        if key in self.seen:
-            return "duplicate"
-        self.seen.add(key)
-        if key in self.known:
-            return "known"
         response = row.get("response")
         body = response.get("body") if isinstance(response, dict) else None
         if row.get("error") or not isinstance(body, dict) or response.get("status_code", 200) != 200:
-            return "failed"
+            return self._repeated(key) or "failed"
         reply = reply_from(body)
-        self.waiting[key] = reply
-        if reply.text is None:
-            return "malformed"
-        self.answered.add(key)
-        return "stored"
+        counted_as = self._repeated(key) or ("malformed" if reply.text is None else "stored")
+        digest = hashlib.sha256(line).hexdigest()  # the host's ids of the reply are in it
+        self.waiting.append(_Line(key=key, digest=digest, reply=reply, counted_as=counted_as))
+        if counted_as == "stored":
+            self.answered.add(key)
+        return counted_as
+
+    def _repeated(self, key: str) -> str | None:
+        """Return what a line is counted as if its question has an answer; the first line uses up that."""
+        if key not in self.answered:
+            return None
+        first = key in self.known and key not in self.seen
+        self.seen.add(key)
+        return "known" if first else "duplicate"
 
     def _store(self) -> None:
-        rows, self.waiting = self.waiting, {}
-        now, spending = self.model.client.clock.time(), self.model.client.spending
+        lines, self.waiting = self.waiting, []
+        now = self.model.client.clock.time()
 
         def write(connection: sqlite3.Connection) -> None:
-            for key, reply in rows.items():
-                # A reply without words was billed as well, but once: the file may be imported again.
-                query = "SELECT 1 FROM chat_attempts WHERE key = ? AND outcome LIKE 'batch%'"
-                if connection.execute(query, (key,)).fetchone() is None:
-                    outcome = "batch" if reply.text is not None else f"batch: {reply.problem}"
-                    spending.record(
-                        connection, key=key, size=self.sizes[key], reply=reply, outcome=outcome, now=now
-                    )
-            texts = {key: reply.text for key, reply in rows.items() if reply.text is not None}
+            for line in lines:
+                self._record(connection, line, now)
+            texts = {line.key: line.reply.text or "" for line in lines if line.counted_as == "stored"}
             store.remember(connection, texts, now)
 
-        if rows:
+        if lines:
             self.journal.run(write)
+
+    def _record(self, connection: sqlite3.Connection, line: _Line, now: float) -> None:
+        """Book a line's cost once, also where its answer is of no use."""
+        query = "INSERT OR IGNORE INTO chat_batch_lines VALUES (?)"
+        if connection.execute(query, (line.digest,)).rowcount:
+            problem = line.reply.problem or ("" if line.counted_as == "stored" else "answered already")
+            outcome = f"batch: {problem}" if problem else "batch"
+            self.model.client.spending.record(
+                connection,
+                key=line.key,
+                size=self.sizes[line.key],
+                reply=line.reply,
+                outcome=outcome,
+                now=now,
+            )
 
 
 def _line(model: HttpChat, key: str, request: ChatRequest) -> bytes:
@@ -240,8 +266,12 @@ def _write(file: Path, lines: Sequence[bytes]) -> None:
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(file.name + ".part")
-    with unfinished.open("wb") as stream:
+    unfinished.unlink(missing_ok=True)
+    # Histories are personal: nobody else needs to read them.
+    with os.fdopen(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
         stream.writelines(lines)
+        stream.flush()
+        os.fsync(stream.fileno())  # else a power cut could leave an empty file under the final name
     os.replace(unfinished, file)
 
 

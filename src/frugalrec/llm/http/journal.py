@@ -34,6 +34,8 @@ TABLES = (
     "CREATE INDEX IF NOT EXISTS chat_attempts_of_key ON chat_attempts (key)",
     "CREATE TABLE IF NOT EXISTS chat_totals (unit TEXT PRIMARY KEY, amount INTEGER NOT NULL)",
     "CREATE TABLE IF NOT EXISTS chat_facts (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    # Hashes of the lines of batch files whose cost is on record: a file may be imported again.
+    "CREATE TABLE IF NOT EXISTS chat_batch_lines (line TEXT PRIMARY KEY)",
 )
 GROUP = 256
 """Operations that may share one transaction, and so one wait for the disk."""
