@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import traceback
@@ -36,7 +37,8 @@ def test_no_artefact_log_error_or_repr_holds_the_key(make_chat, tmp_path, caplog
     faults = [f for f in FAULTS if f not in ("stall", "huge")] * 2 + ["echo-key"] * 5
     with FaultyEndpoint(reply="fine", faults=faults, retry_after_s=0) as server:
         cap = SpendCap(limit=10**6, unit="tokens")
-        chat = make_chat(server, api_key_env="TEST_API_KEY", file=tmp_path / "file", cap=cap)
+        policy = {"failures_until_open": 10**6}  # every fault is met
+        chat = make_chat(server, api_key_env="TEST_API_KEY", file=tmp_path / "file", cap=cap, policy=policy)
         answers, _ = chat.chat(questions(60))
         probe = chat.probe()
     exported = export_batch(chat, questions(70), tmp_path / "plan.jsonl")
@@ -47,6 +49,14 @@ def test_no_artefact_log_error_or_repr_holds_the_key(make_chat, tmp_path, caplog
     shown += [EnvironmentKey(chat.client.endpoint), chat.fingerprint, vars(chat), vars(chat.client)]
     assert KEY not in " ".join(map(repr, shown)) + caplog.text
     assert KEY.encode() not in pickle.dumps(chat.client.endpoint)
+
+
+def test_a_key_that_is_no_secret_is_left_in_the_words(make_chat, monkeypatch, questions):
+    monkeypatch.setenv("DUMMY_API_KEY", "1")
+    words = json.dumps({"ranking": [1, 12, 3]})
+    with FaultyEndpoint(reply=words) as server:
+        (answer,), _ = make_chat(server, api_key_env="DUMMY_API_KEY").chat(questions(1))
+    assert answer.text == words and server.authorizations == {"Bearer 1"}
 
 
 def test_errors_do_not_show_the_key(make_chat, questions):

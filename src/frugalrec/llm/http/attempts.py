@@ -28,6 +28,8 @@ ERROR_BYTES = 1 << 16
 """As much of an error's body as is looked at."""
 NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 OF_THE_LINE = (httpx.HTTPError, httpx.StreamError, OSError, EOFError)
+SHORTEST_SECRET = 8
+"""A shorter key, such as the "none" that local servers are given, is no secret but may be part of a word."""
 HOPELESS = (401, 403, 404)
 """Refusals that the next request would meet as well."""
 
@@ -58,10 +60,10 @@ class Exchange:
 
     @property
     def alive(self) -> bool:
-        """Whether the next request may fare better."""
+        """Whether the next request may fare better; replies without words are paid for in vain."""
         if self.kind == "status":
-            return self.status < 500 and self.status not in (408, *HOPELESS)
-        return self.kind == "reply"
+            return 300 <= self.status < 500 and self.status not in (408, *HOPELESS)
+        return self.reply is not None and self.reply.text is not None
 
     @property
     def free(self) -> bool:
@@ -101,18 +103,18 @@ class Attempts:
         await self._turn(call, patience)
         ticket = self.breaker.enter()
         if ticket is None:
-            self.limits.give_back(requests=1, tokens=call.size.likely_in + call.size.most_out)
+            self._not_sent(call)
             raise GaveUpError("unavailable", "the endpoint only failed, and is left alone for a while")
         alive: bool | None = None
         try:
-            seconds = min(self.policy.timeout_s, max(patience.left_s, 0.001))
-            number = await self.purse.reserve(call.key, call.size, seconds)
-            exchange = await self._exchange(call, seconds)
-            too_late = (exchange.after_s or 0.0) >= self.policy.deadline_s
-            alive = exchange.alive and not too_late
-            if exchange.after_s is not None and not too_late:
-                self.limits.hold(exchange.after_s)
+            number = await self.purse.reserve(call.key, call.size, patience)
+            # It may have waited for others' change: only now is it known how much time is left.
+            exchange = await self._exchange(call, patience.attempt_s)
+            alive = self._alive(exchange)
             await self._settle(call, number, exchange)
+        except GaveUpError:
+            self._not_sent(call)
+            raise
         finally:
             self.breaker.leave(ticket, alive)
         told = exchange.usage(call.size, for_cap=False)
@@ -124,16 +126,32 @@ class Attempts:
 
     async def _turn(self, call: Call, patience: Patience) -> None:
         """Wait until the limits of the endpoint let another request through; the first starts the time."""
-        tokens = call.size.likely_in + call.size.most_out
-        wait = max(self.limits.take(tokens), self.limits.held_s)
-        while wait > 0:
+        wait = self.limits.take(call.size.likely_in + call.size.most_out)
+        while (wait := max(wait, self._held_s(patience))) > 0:
             if patience.started is not None and wait >= patience.left_s:
-                self.limits.give_back(requests=1, tokens=tokens)
+                self._not_sent(call)
                 raise GaveUpError("deadline", "the endpoint's limits left no time for another attempt")
             await self.clock.sleep(wait)
-            wait = self.limits.held_s
+            wait = 0.0
         if patience.started is None:
             patience.started = self.clock.monotonic()
+
+    def _held_s(self, patience: Patience) -> float:
+        """Return how long the endpoint asked all to wait; afterwards they do not all come at once."""
+        held = self.limits.held_s
+        return held + patience.jitter_s if held > 0 else 0.0
+
+    def _not_sent(self, call: Call) -> None:
+        """Give back what the limits let through."""
+        self.limits.give_back(requests=1, tokens=call.size.likely_in + call.size.most_out)
+
+    def _alive(self, exchange: Exchange) -> bool:
+        """Return whether to go on with others; if the endpoint is busy, they wait as long as it asks."""
+        if exchange.status != 429 and exchange.alive:
+            self.limits.answered()
+        if exchange.after_s is None:
+            return exchange.alive
+        return self.limits.hold(exchange.after_s, at_most_s=self.policy.deadline_s) and exchange.alive
 
     async def _exchange(self, call: Call, seconds: float) -> Exchange:
         started = self.clock.monotonic()
@@ -169,7 +187,7 @@ class Attempts:
     def _without_key(self, reply: Reply) -> Reply:
         """Take the key out of the words of an endpoint that says it back."""
         key = self.endpoint.key()
-        if key is None or reply.text is None or key not in reply.text:
+        if key is None or len(key) < SHORTEST_SECRET or reply.text is None or key not in reply.text:
             return reply
         return replace(reply, text=reply.text.replace(key, "[key]"))
 

@@ -47,10 +47,26 @@ class Limits:
         self._tokens = Bucket(tokens_per_minute, clock) if tokens_per_minute else None
         self._clock = clock
         self._held_until = clock.monotonic()
+        self._held_in_vain_s = 0.0
 
-    def hold(self, seconds: float) -> None:
-        """Let nobody through for so long: one request was told to come back later, and so would others."""
-        self._held_until = max(self._held_until, self._clock.monotonic() + seconds)
+    def hold(self, seconds: float, *, at_most_s: float) -> bool:
+        """Let nobody through for so long: one request was told to come back later, and so would others.
+
+        Returns:
+            Whether that was done. False, and nobody waits, if the pauses since the last answer would
+            then reach `at_most_s`: an endpoint that only ever puts off is as good as dead.
+        """
+        before = max(self._held_until, self._clock.monotonic())
+        longer = max(0.0, self._clock.monotonic() + seconds - before)
+        if self._held_in_vain_s + longer >= at_most_s:
+            return False
+        self._held_in_vain_s += longer
+        self._held_until = before + longer
+        return True
+
+    def answered(self) -> None:
+        """Note that waiting was not in vain."""
+        self._held_in_vain_s = 0.0
 
     @property
     def held_s(self) -> float:

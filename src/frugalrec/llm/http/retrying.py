@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Awaitable, Callable
 from email.utils import parsedate_to_datetime
@@ -95,6 +96,16 @@ class Patience:
         """Seconds until the deadline; all of them before the first attempt."""
         spent = 0.0 if self.started is None else self.clock.monotonic() - self.started
         return self.policy.deadline_s - spent
+
+    @property
+    def attempt_s(self) -> float:
+        """Seconds that an attempt which begins now may take."""
+        return min(self.policy.timeout_s, max(self.left_s, 0.001))
+
+    @property
+    def jitter_s(self) -> float:
+        """Seconds, drawn anew each time, by which those who wait for the same moment come apart."""
+        return random.uniform(0.0, min(self.policy.backoff_s, self.policy.longest_backoff_s))
 
     @property
     def spent_s(self) -> float:
