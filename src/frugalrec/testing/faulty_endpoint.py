@@ -26,20 +26,8 @@ from frugalrec.testing.fault_replies import ENVELOPES, WORDS, NextToken, as_it_i
 CONNECTION_FAULTS = ("reset", "stall", "truncated-body")
 """The connection is cut, no answer comes, or the body ends before its announced length."""
 STATUS_FAULTS = (
-    "203",
-    "307",
-    "400",
-    "401",
-    "403",
-    "404",
-    "408",
-    "422",
-    "429",
-    "429-date",
-    "500",
-    "502",
-    "503",
-)
+    "203", "307", "400", "401", "403", "404", "408", "422", "429", "429-date", "500", "502", "503",
+)  # fmt: skip
 """A status instead of an answer, 203 of one that was computed; 429-date sends Retry-After as a date."""
 FAULTS = (*CONNECTION_FAULTS, *STATUS_FAULTS, *ENVELOPES, *WORDS)
 """Every fault that a plan may name; those of the body are described in `fault_replies`."""
@@ -119,7 +107,7 @@ class FaultyEndpoint:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._thread: threading.Thread | None = None
-        self._trouble: OSError | None = None
+        self._trouble: Exception | None = None
 
     @property
     def url(self) -> str:
@@ -175,7 +163,7 @@ class FaultyEndpoint:
 
         try:
             server = await asyncio.start_server(guarded, "127.0.0.1", self.port, backlog=1024)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # taken, or not a port
             self._trouble = error
             self._ready.set()
             return

@@ -106,6 +106,12 @@ def test_senseless_plans_are_refused():
         seeded_faults(0, 1.5)
 
 
+@pytest.mark.parametrize("port", [70_000, -1])
+def test_a_port_that_cannot_be_is_said_to_be_none(port):
+    with pytest.raises(ConfigError, match=f"cannot listen on port {port}"):
+        FaultyEndpoint(port=port).__enter__()
+
+
 def test_a_port_in_use_is_said_to_be():
     with FaultyEndpoint() as server, pytest.raises(ConfigError, match=str(server.port)):
         FaultyEndpoint(port=server.port).__enter__()

@@ -138,7 +138,11 @@ chat = HttpChat(
     cap=SpendCap(limit=8_000, unit="tokens"),
     file=Path(file),
 )
-chat.chat([ChatRequest(system="Rank.", user=f"{name} {i}", max_tokens=64) for i in range(60)])
+requests = [ChatRequest(system="Rank.", user=f"{name} {i}", max_tokens=64) for i in range(60)]
+chat.chat(requests[:1])
+print("asked", flush=True)
+sys.stdin.readline()
+chat.chat(requests)
 """
 
 
@@ -146,8 +150,15 @@ def test_two_processes_share_one_cap(tmp_path):
     faults = seeded_faults(0, 0.3, ["500", "reset", "429", "no-usage"])
     with FaultyEndpoint(reply="y" * 30, faults=faults, retry_after_s=0, bytes_per_token=1) as server:
         commands = [[sys.executable, "-c", WORKER, server.url, str(tmp_path / "f"), n] for n in ("a", "b")]
-        workers = [subprocess.Popen(command) for command in commands]
+        piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        workers = [subprocess.Popen(command, **piped) for command in commands]
+        # Neither goes on before both have asked once; from then on they ask at the same time.
+        assert [worker.stdout.readline() for worker in workers] == ["asked\n"] * 2
+        for worker in workers:
+            worker.stdin.close()
         assert [worker.wait(timeout=120) for worker in workers] == [0, 0]
+        for worker in workers:
+            worker.stdout.close()
     account = spent(tmp_path / "f")
     assert server.billed_tokens <= account.tokens <= 8_000
     assert account.tokens > 8_000 - 336 and account.calls == server.calls
@@ -321,6 +332,23 @@ def test_no_tokenizer_makes_more_of_a_text_than_its_bound(smollm2):
 def test_senseless_caps_are_refused(limit, unit, message):
     with pytest.raises(ConfigError, match=message):
         SpendCap(limit=limit, unit=unit)
+
+
+def test_a_path_that_cannot_be_is_an_error_and_no_endless_wait(tmp_path):
+    with pytest.raises(StorageError, match="cannot be used"):
+        Journal(tmp_path / "a\0b").__enter__()
+
+
+def test_trouble_of_any_kind_with_the_file_reaches_who_opens_it(tmp_path, monkeypatch):
+    def out_of_memory(self):
+        raise MemoryError
+
+    monkeypatch.setattr(Journal, "_open", out_of_memory)
+    journal = Journal(tmp_path / "f")
+    with pytest.raises(MemoryError):
+        journal.__enter__()
+    with pytest.raises(StorageError, match="is not open"):
+        journal.run(lambda db: None)
 
 
 def test_there_must_be_a_file_to_read_spending_from(tmp_path):

@@ -59,9 +59,12 @@ class Journal:
         self._thread.start()
         try:
             opened.result()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, ValueError) as error:  # ValueError: no path can be like that
             self._thread = None
             raise self._trouble(error) from None
+        except BaseException:
+            self._thread = None
+            raise
         return self
 
     def __exit__(
@@ -91,7 +94,7 @@ class Journal:
     def _work(self, opened: Future[None]) -> None:
         try:
             connection = self._open()
-        except (OSError, sqlite3.Error) as error:
+        except BaseException as error:  # carried over to the thread that waits
             opened.set_exception(error)
             return
         opened.set_result(None)
