@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import polars as pl
 import pytest
 from test_endpoint_run import SETTINGS, backwards
@@ -124,12 +125,10 @@ def test_what_cannot_be_planned_is_refused(finished, tmp_path):
 
 
 def test_data_that_have_grown_are_not_planned_for_with_an_old_run(tmp_path):
-    rows = pl.DataFrame(
-        {
-            "user": [f"u{n % 40}" for n in range(400)],
-            "item": [f"i{(7 * n) % 60}" for n in range(400)],
-            "time": list(range(400)),
-        }
+    drawn = np.random.default_rng(0)
+    taken = [(f"u{user}", f"i{item}") for user in range(40) for item in drawn.choice(60, 12, replace=False)]
+    rows = pl.DataFrame(taken, schema=["user", "item"], orient="row").with_columns(
+        time=pl.int_range(len(taken))
     )
     table = tmp_path / "orders.csv"
     rows.write_csv(table)
@@ -137,7 +136,7 @@ def test_data_that_have_grown_are_not_planned_for_with_an_old_run(tmp_path):
         settings = {**SETTINGS, "llm.model": f"{server.url}#any", "data.source": str(table)}
         run_pipeline(configuration.load(None, settings), tmp_path / "run")
         calls = server.calls
-        pl.concat([rows, rows.tail(3).with_columns(time=pl.lit(900))]).write_csv(table)
+        pl.concat([rows, rows.tail(3).with_columns(time=pl.lit(900, pl.Int64))]).write_csv(table)
         with pytest.raises(StorageError, match="the stage data of the run"):
             planning.plan(tmp_path / "run", tmp_path / "plan.csv", budget="5 users", policy="random")
         assert server.calls == calls
