@@ -109,6 +109,77 @@ def test_a_prompt_without_an_answer_is_an_error_that_says_why(fault):
             server.faults = [fault] * (server.calls + 9)
 
 
+PROMPTS = [PromptGroup(prefix="a", suffixes=tuple(f" {i}" for i in range(30)))]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda lm: lm.choose(PROMPTS, (" Yes", " No")),
+        lambda lm: lm.loglikelihood(["a"], [[f" {i}" for i in range(30)]]),
+    ],
+)
+def test_one_reply_without_words_does_not_waste_the_others(ask, make_chat, tmp_path):
+    def fresh(faults=()):
+        server.faults = [None] * server.calls + list(faults)
+        return HttpLM(make_chat(server, profile="vllm", file=tmp_path / "f"))
+
+    with FaultyEndpoint(next_token=next_token) as server:
+        with pytest.raises(ModelError, match="malformed.*is kept in .*f, and is not asked again"):
+            ask(fresh([None] * 20 + ["null-content"]))
+        assert server.calls == 30
+        (scores,), usage = ask(fresh())
+        assert server.calls == 31 and usage.llm_calls == 1
+        again, nothing = ask(fresh())
+        assert server.calls == 31 and nothing.llm_calls == 0
+        (truth,), _ = ask(make_lm(server))
+    np.testing.assert_array_equal(scores, truth)
+    np.testing.assert_array_equal(again[0], truth)
+
+
+def test_the_file_of_log_probabilities_holds_no_prompt(make_chat, tmp_path):
+    with FaultyEndpoint(next_token=next_token) as server:
+        lm = HttpLM(make_chat(server, profile="vllm", file=tmp_path / "f"))
+        lm.choose([PromptGroup(prefix="watched Zardoz,", suffixes=(" likes Alien?",))], (" Yes", " No"))
+        lm.loglikelihood(["watched Zardoz,"], [[" and Heat"]])
+    stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b" Yes" in stored
+    assert not any(word in stored for word in (b"Zardoz", b"Alien?", b"and Heat"))
+
+
+def test_where_a_continuation_begins_is_part_of_the_question(make_chat, tmp_path):
+    with FaultyEndpoint(next_token=next_token) as server:
+        lm = HttpLM(make_chat(server, profile="vllm", file=tmp_path / "f"))
+        long, short = (
+            lm.loglikelihood([p], [[t]])[0][0][0] for p, t in (("a", " lazy dog"), ("a lazy", " dog"))
+        )
+    assert server.calls == 2 and long < short
+
+
+def test_answers_that_an_endpoint_does_not_tell_of_cost_one_call():
+    letters = tuple(f" {letter}" for letter in "ABCDEFGHIJKLMNOPQR")
+    told = {**{letter: -1.0 - i for i, letter in enumerate(letters[:15])}, " The": -0.1}
+    with FaultyEndpoint(next_token=lambda _: told) as server:
+        lm = make_lm(server)
+        for answers in (letters, letters[:16]):
+            with pytest.raises(ModelError, match=r"' P' is not among the 16 likeliest"):
+                lm.choose(PROMPTS, answers)
+        assert server.calls == 2
+        lm.choose(PROMPTS, letters[:15])
+        assert server.calls == 2 + 30
+
+
+@pytest.mark.parametrize("profile", ["vllm", "openai"])
+def test_more_answers_than_an_endpoint_tells_of_are_refused_before_any_call(profile):
+    words = tuple(f" {i}" for i in range(21))
+    with FaultyEndpoint() as server:
+        with pytest.raises(
+            ModelError, match="tells of the 20 likeliest first tokens, too few for 21 answers"
+        ):
+            make_lm(server, profile).choose(PROMPTS, words)
+    assert server.calls == 0
+
+
 def test_endpoints_that_cannot_name_the_remedy():
     with FaultyEndpoint() as server:
         with pytest.raises(ModelError, match="'generic' tells no log-probabilities.*local model"):

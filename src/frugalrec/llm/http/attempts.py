@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -34,6 +35,11 @@ HOPELESS = (401, 403, 404)
 """Refusals that the next request would meet as well."""
 
 
+def words(reply: Reply) -> str | None:
+    """Return the model's words."""
+    return reply.text
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
     """What is sent."""
@@ -43,8 +49,8 @@ class Call:
     key: str
     """Hash of the question; the only thing about it that is written down."""
     size: Size
-    remembered: bool = True
-    """Whether the words are stored under the key."""
+    kept: Callable[[Reply], str | None] = words
+    """What of a reply is stored under the key; None stores nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -194,7 +200,7 @@ class Attempts:
     async def _settle(self, call: Call, number: int, exchange: Exchange) -> None:
         """Write what the attempt cost and, in the same transaction, what it said."""
         reply = exchange.reply
-        text = None if reply is None or not call.remembered else reply.text
+        text = None if reply is None else call.kept(reply)
         outcome = exchange.detail or (reply.problem if reply else "") or "answered"
         counts = Reply(tokens_in=0, tokens_out=0) if exchange.free else reply
 

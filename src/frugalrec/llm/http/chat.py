@@ -114,7 +114,7 @@ class HttpChat:
             body=encoded(chat_body(QUESTION, endpoint)),
             key=QUESTION.key(self.fingerprint),
             size=request_size(QUESTION, endpoint),
-            remembered=False,
+            kept=lambda reply: None,
         )
         with Journal(self.client.file) as journal:
             (outcome,) = self.client.ask([call], 1, journal)
