@@ -14,12 +14,15 @@ user is measured at a weight that others chose.
   recovered at 30 % of the cost, the share of the cost for 95 % of the gain, with intervals over users,
   paired, the same resamples for all; differences of areas to `random` and `weak-quantile`.
 - `arms`: NDCG@10 of everybody and of the worst decile (the tenth of users whom calibration served worst;
-  the label never sees the test), each less the cheap model, paired: the LLM for all, `gain-per-cost` with
-  30 % of the cost, and what needs no LLM: boosted trees, the second recommender, popularity, random orders.
+  the label never sees the test), each less the cheap model, and `gain-per-cost` less each, paired: the LLM
+  for all, for 30 % of the cost by three rules, and what needs no LLM: boosted trees, the second recommender,
+  popularity, random orders. Here `gain-per-cost` is drawn whether or not calibration proves a gain; whether
+  it does (`proven`), so that a run would spend at all, is said for each seed.
 - `no gain`: the untuned model under `gain-per-cost`: what is decided where there is nothing to gain.
 
-The last line is JSON: `ours_s` and `baseline_s` are the seconds that the LLM takes for the users of
-`gain-per-cost` and for all, `equal` says whether no budget was passed.
+The last line is JSON: `baseline_s` are the seconds that the LLM took for all test users, `ours_s` the share
+of them that falls to the users of `gain-per-cost`, by tokens, and `calibration_s` what the calibration users
+took before; `equal` says whether no budget was passed.
 """
 
 from __future__ import annotations
@@ -109,12 +112,18 @@ class Seed:
         )
 
     @cached_property
+    def measured(self) -> allocating.Measured:
+        """What calibration users say of the gain."""
+        done = self.done
+        return allocating.measure_gain(done.config, done.data, done.first, done.second, done.main)
+
+    @cached_property
     def evidence(self) -> Evidence:
         """What rules look at; the outcomes are for the oracle alone."""
         done = self.done
         second = None if done.second is None else done.second.rankings["test"]
         signals = allocating.signals_of(done.config, done.data.split.history("test"), self.whole, second)
-        measured = allocating.measure_gain(done.config, done.data, done.first, done.second, done.main)
+        measured = self.measured
         model, signs = measured.model, "proven" if measured.proven else "not proven"
         log(f"seed {self.number}: {'no model' if model is None else model.evidence} A gain is {signs}.")
         # Rules are drawn over all budgets whether or not a gain is proven; a run spends only where it is.
@@ -251,7 +260,13 @@ def policies(seeds: Sequence[Seed]) -> tuple[Frontier, list[dict[str, Any]]]:
         trials.append(Trial(users=users, cheap=cheap, llm=llm, costs=seed.by_name(seed.costs.values)))
     unlimited = Budget(kind="unlimited")
     scores = {
-        rule: [seed.by_name(seed.chosen(rule, unlimited).scores.astype(np.float64)) for seed in seeds]
+        rule: [
+            # Without an order: the mean over all orders, a straight line.
+            np.zeros(seed.whole.users.size)
+            if rule == "random"
+            else seed.by_name(seed.chosen(rule, unlimited).scores.astype(np.float64))
+            for seed in seeds
+        ]
         for rule in RULES
     }
     found = frontier(trials, scores, seed=0)
@@ -287,14 +302,19 @@ def arms(seeds: Sequence[Seed]) -> list[dict[str, Any]]:
     # Who is in the worst decile differs a little among seeds; a user counts as often as labelled.
     shares = np.mean([seed.worst for seed in seeds], axis=0)
     rows = []
+    ours = means["fused, gain-per-cost 30 %"]
     for name in names:
         gap = difference(means[name], means["cheap"], METRIC)
         tenth = weighted(means[name], means["cheap"], shares)
-        rows.append({"arm": name, METRIC: means[name].mean(METRIC), "minus_cheap": ends(gap), **tenth})
+        row = {"arm": name, METRIC: means[name].mean(METRIC), "minus_cheap": ends(gap), **tenth}
+        row["gain_per_cost_minus_it"] = ends(difference(ours, means[name], METRIC))
+        row["gain_per_cost_minus_it_worst"] = weighted(ours, means[name], shares)["worst_minus_cheap"]
+        rows.append(row)
         log(
             f"{name:36} {means[name].mean(METRIC):.4f}  less cheap {text(ends(gap))}  worst decile "
             f"{tenth['worst']:.4f}, less cheap {text(tenth['worst_minus_cheap'])} "
-            f"({tenth['worst_percent']:+.1f} %)"
+            f"({tenth['worst_percent']:+.1f} %); gain-per-cost less it "
+            f"{text(row['gain_per_cost_minus_it'])}, worst decile {text(row['gain_per_cost_minus_it_worst'])}"
         )
     return rows
 
@@ -374,7 +394,7 @@ def main() -> None:
     seeds = [Seed(options, number) for number in options.seeds]
     found, rows = policies(seeds)
     table = arms(seeds)
-    seconds: Mapping[str, float] = {"ours": 0.0, "all": 0.0}
+    seconds: Mapping[str, float] = {"ours": 0.0, "all": 0.0, "calibration": 0.0}
     kept = True
     for seed in seeds:
         usage = load_json(seed.folder / "llm" / f"test-{seed.done.main.name}" / "stage.json")["usage"]
@@ -383,6 +403,7 @@ def main() -> None:
         seconds = {
             "ours": seconds["ours"] + usage["wall_s"] * chosen.spent / seed.costs.total,
             "all": seconds["all"] + usage["wall_s"],
+            "calibration": seconds["calibration"] + seed.done.main.stage.usage.wall_s,
         }
     print(
         json.dumps(
@@ -393,6 +414,9 @@ def main() -> None:
                     "baseline_s": seconds["all"],
                     "ratio": seconds["all"] / seconds["ours"] if seconds["ours"] else None,
                     "equal": bool(kept),
+                    "calibration_s": seconds["calibration"],
+                    "proven": [seed.measured.proven for seed in seeds],
+                    "worst_users": [int(seed.worst.sum()) for seed in seeds],
                     "users": found.n,
                     "seeds": options.seeds,
                     "gap": ends(found.gap),

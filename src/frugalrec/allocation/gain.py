@@ -118,7 +118,7 @@ class GainEvidence:
     effect: Interval
     """Mean gain of the slice: an unbiased estimate of giving the LLM to everybody."""
     out_of_fold: DoubleArray
-    """Prediction for each calibration user by a model that did not see the user, (n,)."""
+    """Prediction for each calibration user by a model that did not see the user, (n,), as given to `fit`."""
     r2: Interval
     """Share of the variance of gains that predictions explain out of fold; below 0 is worse than the mean."""
     rank_correlation: Interval
@@ -193,7 +193,7 @@ class GainModel:
         # In order of user code, so that folds and results do not depend on the order of the table.
         order = np.argsort(gains.users)
         table, y = signals.at(gains.users[order]), gains.values[order]
-        self.evidence = self._evidence(table, y, gains.metric)
+        self.evidence = self._evidence(table, y, gains.metric, np.argsort(order))
         self.standardiser, self.learned = self._learn(table, y)
         return self
 
@@ -211,7 +211,10 @@ class GainModel:
         x = standardiser(signals)
         return standardiser, fit_ridge(x, y) if self.method == "ridge" else fit_trees(x, y, seed=self.seed)
 
-    def _evidence(self, signals: Signals, y: DoubleArray, metric: str) -> GainEvidence:
+    def _evidence(
+        self, signals: Signals, y: DoubleArray, metric: str, given: NDArray[np.int64]
+    ) -> GainEvidence:
+        """Return the evidence of users in order of code; `given` leads back to the order they came in."""
         fold = generator(self.seed, "gain", "folds").permutation(y.size) % self.folds
         guess, base = np.empty(y.size), np.empty(y.size)
         for number in range(self.folds):
@@ -224,7 +227,7 @@ class GainModel:
             metric=metric,
             n=y.size,
             effect=interval(y, seed=self.seed),
-            out_of_fold=guess,
+            out_of_fold=guess[given],
             r2=r2,
             rank_correlation=rank,
         )
