@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,8 +44,12 @@ class Rival:
 
 
 def available() -> bool:
-    """Return whether LightGBM is installed."""
-    return importlib.util.find_spec("lightgbm") is not None
+    """Return whether LightGBM is installed, and finds the libraries of the system that it needs."""
+    try:
+        importlib.import_module("lightgbm")
+    except (ImportError, OSError):
+        return False
+    return True
 
 
 def learn_to_rank(
