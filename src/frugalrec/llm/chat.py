@@ -30,12 +30,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class ChatRequest:
-    """One question. Two equal requests have the same answer, and the same key."""
+    """One question. Two requests that are written alike have the same answer, and the same key."""
 
     system: str
     user: str
     schema: Mapping[str, Any] | None = None
-    """A JSON schema that the answer should follow, where the model can be held to one."""
+    """A JSON schema that the answer should follow, where the model can be held to one.
+
+    The order of its fields counts: a grammar made of it asks for properties in that order.
+    """
     max_tokens: int = 256
     temperature: float = 0.0
     seed: int = 0
@@ -43,7 +46,7 @@ class ChatRequest:
     def key(self, model: str) -> str:
         """Return a hash of the request and of the model's name or fingerprint; holds no user id."""
         parts = [model, self.system, self.user, self.schema, self.max_tokens, self.temperature, self.seed]
-        text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+        text = json.dumps(parts, ensure_ascii=False)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -52,6 +52,19 @@ def test_equal_requests_are_asked_once(make_chat, questions):
     assert server.calls == usage.llm_calls == 2
 
 
+def test_the_order_of_a_schemas_properties_is_part_of_the_question(make_chat):
+    # Grammars follow it: the one model explains itself before it ranks, the other after.
+    def request(*names):
+        properties = {name: {"type": "string"} for name in names}
+        return ChatRequest(system="", user="u", schema={"type": "object", "properties": properties})
+
+    first, second = request("why", "ranking"), request("ranking", "why")
+    assert first.key("m") != second.key("m") and first.key("m") == request("why", "ranking").key("m")
+    with FaultyEndpoint(reply=echo) as server:
+        answers, _ = make_chat(server, profile="openai").chat([first, second, first])
+    assert [a.reason for a in answers] == ["answered", "answered", "cached"] and server.calls == 2
+
+
 def test_the_body_says_what_the_request_says(make_chat):
     with FaultyEndpoint() as server:
         make_chat(server).chat([ChatRequest(system="s", user="u", max_tokens=7, temperature=0.5)])
