@@ -110,7 +110,7 @@ def routing():
         decision=("795 of 2,384 test users get the LLM: those whose expected gain per token is largest.",),
         metric="ndcg@10", calibration_users=400, effect=[0.0061, 0.0007, 0.0118], headroom=[0.0905, 0.2411],
         reachable=0.412, foresight=[0.17, 0.07, 0.27], signals=[["log-length", -0.0031], ["entropy", 0.0012]],
-        measured_users=600, policies=policies, groups=groups,
+        measured_users=600, policies=policies, groups=groups, places=[0.31, 0.38, 0.47, 0.5, 0.52, 0.55, 0.58, 0.61],
     )  # fmt: skip
 
 

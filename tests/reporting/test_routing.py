@@ -83,3 +83,15 @@ def test_the_facts_survive_json():
     again = Report.from_dict(report.to_dict())
     assert again.allocation["policies"] == routing()["policies"]
     assert render(again) == render(report)
+
+
+def test_position_bias_is_drawn_from_the_answers_themselves():
+    rows = texts(routed.place_table(sample()))
+    assert rows[0] == ["1", "0.31"]
+    assert rows[-1] == ["8", "0.61"]
+    plot = routed.place_bias(sample())
+    assert "differ by 0.30" in plot.description  # .61 - .31
+    known = dict(routing(), places=[None, 0.5])
+    assert routed.place_bias(bare(allocation=known)) is None
+    assert texts(routed.place_table(bare(allocation=known)))[0] == ["1", "–"]
+    assert routed.place_table(bare(allocation={k: v for k, v in known.items() if k != "places"})) is None

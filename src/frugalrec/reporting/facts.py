@@ -173,3 +173,5 @@ class AllocationFacts(TypedDict, total=False):
     """Test users whose lists are known from both sides, drawn at random."""
     policies: list[PolicyFacts]
     groups: list[GroupFacts]
+    places: list[float | None]
+    """Listwise answers: for each place in the prompt, the mean place in the answer, from 0 (first) to 1."""

@@ -47,7 +47,7 @@ def render_markdown(report: Report) -> str:
 def _allocation(report: Report) -> list[str]:
     if not report.allocation:
         return []
-    tables = (routing.policy_table, routing.group_table, routing.signal_table)
+    tables = (routing.policy_table, routing.group_table, routing.signal_table, routing.place_table)
     sentences = [_text(sentence) for sentence in report.allocation.get("decision", ())]
     facts = _facts(routing.allocation_facts(report))
     return [*sentences, facts, *(_table(make(report)) for make in tables)]

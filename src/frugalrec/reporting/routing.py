@@ -155,6 +155,47 @@ def policy_curves(report: Report) -> Plot | None:
     return both("policy-curves", f"{name} by share of the cost", description, draw, (320, 380))
 
 
+def place_table(report: Report) -> Table | None:
+    """Return where candidates stand in the answer, by where they stood in the prompt."""
+    places = (report.allocation or {}).get("places")
+    if not places:
+        return None
+    columns = (Column(title="Place in the prompt", numeric=False), Column(title="Mean place in the answer"))
+    rows = tuple(
+        Row(cells=(Cell(text=str(place), sort=float(place)), Cell(text=words.fixed(mean, 2), sort=mean)))
+        for place, mean in enumerate(places, start=1)
+    )
+    caption = "0 is the first place of the answer, 1 the last. The order shown is random: .5 means no bias."
+    return Table(key="places", caption=caption, columns=columns, rows=rows)
+
+
+def place_bias(report: Report) -> Plot | None:
+    """Draw the mean place in the answer by the place in the prompt: flat without position bias."""
+    places = (report.allocation or {}).get("places")
+    known = [(n, mean) for n, mean in enumerate(places or (), start=1) if mean is not None]
+    if len(known) < 2:
+        return None
+    spread = max(mean for _, mean in known) - min(mean for _, mean in known)
+    description = (
+        f"Mean place in the model's answer by place in the prompt, over candidates in random order. Means "
+        f"differ by {words.fixed(spread, 2)}; the dashed line is a model that does not look at places."
+    )
+
+    def draw(width: int, height: int) -> Figure:
+        figure, axes = blank(width, height)
+        xs, ys = [n for n, _ in known], [mean for _, mean in known]
+        axes.plot(xs, ys, color=COLOURS["llm"], marker="s", markersize=4.5, linewidth=1.4)
+        axes.axhline(0.5, color=COLOURS["muted"], linewidth=1.2, linestyle=(0, (5, 3)))
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("Place in the prompt")
+        axes.set_title(
+            "Mean place in the answer (0 first, 1 last)", loc="left", fontsize=11, color=COLOURS["muted"]
+        )
+        return figure
+
+    return both("places-plot", "Position bias", description, draw, (240, 240), wide=540)
+
+
 def _price_of_gain(report: Report) -> str:
     """Return what the best fusion costs for each hundredth that it gains, if it surely gains."""
     arm = best_arm(report, ("fusion",))

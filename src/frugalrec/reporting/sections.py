@@ -91,6 +91,10 @@ def allocation(report: Report) -> str:
         ("What the expected gain is read from", routing.signal_table(report)),
     )
     parts += [folded(title, draw_table(held)) for title, held in folds if held]
+    bias, places = routing.place_bias(report), routing.place_table(report)
+    if bias:
+        below = folded("The numbers behind the drawing", _table(places))
+        parts.append(figure(bias, half=True, below=below))
     return "".join(parts)
 
 

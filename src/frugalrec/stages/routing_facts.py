@@ -58,6 +58,8 @@ def allocation_facts(
         "decision": tuple(_sentences(config, data, first, routing, served, main, curves)),
         "groups": _groups(routing, data),
     }
+    if places := main.answers.get("places"):
+        facts["places"] = places
     if routing.measured.model is not None:
         facts["foresight"] = _ends(routing.measured.model.evidence.rank_correlation)
         weights = getattr(routing.measured.model.learned, "weights", None)  # trees have none
