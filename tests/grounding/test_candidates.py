@@ -117,6 +117,36 @@ def test_same_title_is_asked_once():
     assert np.unique(odds[0]).size == 1
 
 
+def test_items_without_a_title_are_neither_asked_about_nor_shown():
+    blank = [0, 7, 11]
+    titles = ["" if item in blank else title for item, title in enumerate(DATA.titles)]
+    llm = HashLLM()
+    odds, _ = CandidateReranker(llm, PROMPT).score(DATA, RANKING, titles)
+    np.testing.assert_array_equal(np.isnan(odds), np.isin(RANKING.items, [-1, *blank]))
+    assert np.isnan(odds).sum() > 2
+    for row, user in enumerate(RANKING.users):
+        shown = [titles[item] for item in DATA.history(int(user)) if titles[item]][-4:]
+        for column in np.flatnonzero(np.isfinite(odds[row])):
+            whole = PROMPT.prefix(shown) + PROMPT.suffix(titles[RANKING.items[row, column]])
+            assert odds[row, column] == pytest.approx(log_odds(whole))
+    with pytest.raises(DataError, match="none of 20 titles has any text"):
+        CandidateReranker(llm, PROMPT).score(DATA, RANKING, [""] * 20)
+
+
+def test_ratings_stay_with_their_items_where_some_have_no_title():
+    titles = ["" if item in (0, 7, 11) else title for item, title in enumerate(DATA.titles)]
+    llm, prompt = HashLLM(), replace(PROMPT, min_like=4)
+    CandidateReranker(llm, prompt).score(DATA, RANKING, titles)
+    expected = set()
+    for user in RANKING.users.tolist():
+        span = slice(DATA.indptr[user], DATA.indptr[user + 1])
+        pairs = zip(DATA.items[span].tolist(), DATA.values[span].tolist(), strict=True)
+        kept = [(titles[item], value) for item, value in pairs if titles[item]][-4:]
+        liked = [title for title, value in kept if value >= 4]
+        expected.add(prompt.prefix([], liked, [title for title, value in kept if value < 4]))
+    assert {asked[: asked.index(" like the film") + len(" like the film")] for asked in llm.asked} == expected
+
+
 def test_progress_counts_users():
     seen = []
     reranker = CandidateReranker(HashLLM(), PROMPT, users_per_batch=2)

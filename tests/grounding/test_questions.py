@@ -41,7 +41,10 @@ def test_titles_without_text_are_none():
     frame = pl.DataFrame({"user": ["a", "a", "a"], "item": ["x", "y", "z"]})
     names = pl.DataFrame({"item": ["x", "y", "z"], "title": ["Heat", "\u200b\t", None]})
     data = Dataset.from_frames(frame, names, name="blank")
-    assert sorted(checked_titles(None, data)) == ["", "Heat", "item z"]  # the data set names z itself
+    for given in (None, data.titles, tuple(data.titles)):
+        assert sorted(checked_titles(given, data)) == ["", "", "Heat"]  # "item z" is for people
+    mine = ["my own" if title == "item z" else title for title in data.titles]
+    assert sorted(checked_titles(mine, data)) == ["", "Heat", "my own"]
 
 
 def test_questions_show_the_histories_of_training():

@@ -1,6 +1,8 @@
 import numpy as np
+import polars as pl
 import pytest
 
+from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError
 from frugalrec.grounding.candidates import CandidateReranker
 from frugalrec.grounding.fusion import fuse
@@ -59,6 +61,22 @@ def test_every_style_keeps_answers_on_disk(style, tmp_path):
     again = make_reranker(style, lm=silent, depth=8, cache=cache).rerank(DATA, lists())
     np.testing.assert_array_equal(first.scores, again.scores)
     assert not silent.calls and again.usage.llm_calls == 0
+
+
+@pytest.mark.parametrize("given", ["default", "shown to people"])
+@pytest.mark.parametrize("style", STYLES)
+def test_no_style_asks_about_ids(style, given):
+    frame, texts = DATA.to_frames()
+    titles = pl.when(pl.col("item").str.contains("[1357]$")).then(None).otherwise("title").alias("title")
+    data = Dataset.from_frames(frame, texts.with_columns(titles), name="some")
+    nameless = [item for item, title in enumerate(data.titles) if title.startswith("item ")]
+    lm = FakeLLM(reply=lambda prompt: ranked(range(8, 0, -1)))
+    shown = None if given == "default" else data.titles
+    result = make_reranker(style, lm=lm, depth=8).rerank(data, lists(), shown)
+    asked = np.isin(lists().items[:3, :8], nameless, invert=True)
+    assert len(nameless) == 12 and not asked.all()
+    np.testing.assert_array_equal(np.isfinite(result.scores[:3]), asked)
+    assert lm.calls and not any('"item' in call or "item i" in call for call in map(str, lm.calls))
 
 
 def test_an_endpoint_ranks_lists_and_nothing_else():

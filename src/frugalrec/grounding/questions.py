@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from frugalrec.data.dataset import Dataset
+from frugalrec.data.dataset import TITLE, Dataset
 from frugalrec.errors import DataError, ModelError
 from frugalrec.llm.base import LanguageModel
 from frugalrec.llm.next_title import NextTitlePrompt
@@ -62,21 +62,36 @@ def questions(
     return texts
 
 
-def checked_titles(titles: Sequence[str] | None, histories: Dataset) -> list[str]:
-    """Return the title of each item code, empty for those without text; default: those of the data set.
+def checked_titles(titles: Sequence[str | None] | None, histories: Dataset) -> list[str]:
+    """Return `known_titles`, of which there must be one.
 
     An item without a title is neither shown nor listed: to a model, all of them would be the same.
 
     Raises:
         DataError: If there is not one an item, or none has text.
     """
-    found = list(histories.titles if titles is None else titles)
-    if len(found) != histories.n_items:
-        raise DataError(f"expected {histories.n_items} titles, one an item; got {len(found)}.")
-    found = list(_with_text(tuple(found)))
+    found = known_titles(titles, histories)
     if not any(found):
         raise DataError(f"none of {len(found)} titles has any text; a language model needs titles.")
     return found
+
+
+def known_titles(titles: Sequence[str | None] | None, histories: Dataset) -> list[str]:
+    """Return the title of each item code, empty for those without text; default: those of the data set.
+
+    `Dataset.titles` shows people the id of an item without a title. An id never enters a prompt, so it
+    counts as no title here, also where a caller gives those titles.
+
+    Raises:
+        DataError: If there is not one an item.
+    """
+    found = list(histories.titles if titles is None else titles)
+    if len(found) != histories.n_items:
+        raise DataError(f"expected {histories.n_items} titles, one an item; got {len(found)}.")
+    for item, own in enumerate(histories.item_text[TITLE].to_list()):
+        if not own and found[item] == histories.titles[item]:
+            found[item] = ""
+    return list(_with_text(tuple(title or "" for title in found)))
 
 
 @lru_cache(maxsize=4)
