@@ -73,20 +73,26 @@ def test_an_attempt_has_the_time_that_is_left_after_waiting_for_change(
     assert "no reply within 0.125 s" in answer.detail
 
 
-def test_a_cap_that_is_reached_is_looked_at_once_a_request(make_chat, tmp_path, monkeypatch, questions):
-    looks = []
-    reserve = Spending.reserve
+def test_whoever_the_cap_turns_away_goes_at_once_and_does_not_wait_for_other_askers(
+    make_chat, tmp_path, monkeypatch, questions
+):
+    asked, gone = [], []
+    reserve = Purse.reserve
 
-    def counting(self, *arguments, **named):
-        looks.append(named["key"])
-        return reserve(self, *arguments, **named)
+    async def watched(self, key, size, patience):
+        asked.append(key)
+        try:
+            return await reserve(self, key, size, patience)
+        finally:
+            gone.append(key)
 
-    monkeypatch.setattr(Spending, "reserve", counting)
+    monkeypatch.setattr(Purse, "reserve", watched)
     with FaultyEndpoint() as server:
         cap = SpendCap(limit=0, unit="calls")
         chat = make_chat(server, file=tmp_path / "f", cap=cap, policy={"concurrency": 16})
         answers, _ = chat.chat(questions(80))
-    assert {a.reason for a in answers} == {"over-budget"} and len(looks) == len(set(looks)) == 80
+    assert {a.reason for a in answers} == {"over-budget"}
+    assert len(asked) == 80 and gone == asked
 
 
 def test_requests_that_the_cap_turns_away_take_no_turn_of_the_limits(make_chat, tmp_path, clock, questions):
