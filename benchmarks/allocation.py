@@ -53,7 +53,8 @@ from frugalrec.pipeline import run_pipeline
 from frugalrec.runs import Run
 from frugalrec.stages import allocating
 from frugalrec.stages.artefacts import load_arrays, load_json
-from frugalrec.stages.planning import Finished, open_finished
+from frugalrec.stages.costs import costs_of
+from frugalrec.stages.finished import Finished, open_finished
 from frugalrec.stages.rivals import learn_to_rank
 from frugalrec.types import Evaluation, Ranking
 
@@ -107,7 +108,7 @@ class Seed:
     def costs(self) -> Any:
         """Estimated tokens of each test user."""
         done = self.done
-        return allocating.costs_of(
+        return costs_of(
             done.config, done.data, done.data.split.history("test"), self.whole, done.first, [done.main]
         )
 

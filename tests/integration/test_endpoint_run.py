@@ -11,7 +11,7 @@ from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError, ModelError
 from frugalrec.llm.http.accounts import spent
 from frugalrec.pipeline import run_pipeline
-from frugalrec.stages.asking import rerank_live
+from frugalrec.stages.live import rerank_live
 from frugalrec.testing.faulty_endpoint import FaultyEndpoint, seeded_faults
 from frugalrec.types import Ranking
 

@@ -12,6 +12,7 @@ from frugalrec.ledger import Usage
 from frugalrec.runs import Run, Stage
 from frugalrec.stages import allocating, asking, cheap
 from frugalrec.stages.asking import Calibration, Served, Variant
+from frugalrec.stages.costs import budget_of, costs_of
 from frugalrec.stages.data import prepare
 from frugalrec.stages.reranking import chars_read
 from frugalrec.stages.routing_facts import allocation_facts
@@ -173,7 +174,7 @@ def test_an_endpoint_costs_what_its_questions_hold_even_if_all_were_answered_bef
     known = calibration(base, "noise")["tuned"]
     free = dataclasses.replace(known, stage=dataclasses.replace(known.stage, usage=Usage()))
     ranking, histories = first.rankings["valid"], data.split.history("valid")
-    costs = allocating.costs_of(config, data, histories, ranking, first, [free])
+    costs = costs_of(config, data, histories, ranking, first, [free])
     expected = chars_read(config, histories, ranking) / 4 + 32 + 6 * 10
     assert np.allclose(costs.values, expected)
 
@@ -190,16 +191,16 @@ def test_costs_follow_the_length_of_prompts_and_add_up_to_what_calibration_spent
     config = configuration.load(None, {**SETTINGS, "allocation.budget": "1M tokens"})
     known = calibration(base, "noise")["tuned"]
     histories, ranking = data.split.history("valid"), first.rankings["valid"]
-    costs = allocating.costs_of(config, data, histories, ranking, first, [known])
+    costs = costs_of(config, data, histories, ranking, first, [known])
     assert costs.total == pytest.approx(60_000)
     chars = chars_read(config, histories, ranking)
     assert np.allclose(costs.values, 60_000 * chars / chars.sum())
     one = ranking.take(np.array([3]))
     assert chars_read(config, histories, one)[0] == chars[3]
     seconds = configuration.load(None, {**SETTINGS, "allocation.budget": "60 s"})
-    assert allocating.costs_of(seconds, data, histories, ranking, first, [known]).total == pytest.approx(20.0)
+    assert costs_of(seconds, data, histories, ranking, first, [known]).total == pytest.approx(20.0)
     calls = configuration.load(None, {**SETTINGS, "allocation.budget": "9 calls"})
-    found = allocating.costs_of(calls, data, histories, ranking, first, [known])
+    found = costs_of(calls, data, histories, ranking, first, [known])
     assert np.allclose(found.values, 600 / ranking.users.size)
 
 
@@ -243,7 +244,7 @@ def test_what_cannot_be_decided_is_refused_at_once(changes, message):
 
 def test_a_plain_number_counts_users():
     for given in (7, "7"):
-        budget = allocating.budget_of(configuration.load(None, {"allocation.budget": given}))
+        budget = budget_of(configuration.load(None, {"allocation.budget": given}))
         assert (budget.kind, budget.amount) == ("users", 7.0)
 
 

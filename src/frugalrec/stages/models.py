@@ -128,7 +128,7 @@ def recommend_from(
     llm = llm or student is not None
     ranking = fitted.recommend(codes, max(k, 20) if llm else k, histories=histories)
     if llm:
-        from frugalrec.stages.asking import rerank_live
+        from frugalrec.stages.live import rerank_live
 
         ranking = rerank_live(folder, histories, ranking, student)
     return [_entry(dataset, histories, ranking, row, k) for row in range(codes.size)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,88 +17,20 @@ import polars as pl
 
 from frugalrec.allocation import Evidence, allocate
 from frugalrec.config import RunConfig
-from frugalrec.data.dataset import Dataset, concatenate
-from frugalrec.errors import ConfigError, DataError, StorageError
+from frugalrec.errors import ConfigError, DataError
 from frugalrec.grounding.listwise.windows import WindowReranker
 from frugalrec.grounding.reranking import Reranker
 from frugalrec.ledger import Usage
 from frugalrec.llm.chat import ChatAnswer, ChatRequest, Progress
 from frugalrec.llm.models import is_endpoint
-from frugalrec.runs import Observer, Run, storage_errors
-from frugalrec.stages import allocating, asking, cheap, data, llm, selection
-from frugalrec.stages.artefacts import load_json
-from frugalrec.stages.cheap import CheapArm, load_model
-from frugalrec.stages.data import Prepared
+from frugalrec.runs import Observer, storage_errors
+from frugalrec.stages import allocating
+from frugalrec.stages.costs import budget_of, costs_of
+from frugalrec.stages.finished import Finished, open_finished
 from frugalrec.stages.reranking import endpoint_of, fused, reranker_for
 from frugalrec.types import Allocation, IntArray, Ranking
 
 COLUMNS = ("user", "routed", "reason", "history", "expected_gain", "lower_bound", "cost")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A finished run, and every user as of the end of its data."""
-
-    config: RunConfig
-    folder: Path
-    data: Prepared
-    first: CheapArm
-    second: CheapArm | None
-    main: asking.Calibration
-    histories: Dataset
-    """All that is known, the test fold included."""
-    weight: float
-    """The LLM's share in fused lists."""
-
-    @property
-    def users(self) -> IntArray:
-        """Return the users with a history."""
-        return np.flatnonzero(self.histories.lengths > 0).astype(np.int32)
-
-    def lists(self, arm: CheapArm, users: IntArray) -> Ranking:
-        """Return a cheap model's lists of today."""
-        refit = self.config.recommenders.refit
-        train = self.data.split.history("test") if refit else self.data.split.train
-        model = load_model(arm.stage.path, self.config, arm.name, train, fitted_on="all")
-        return model.recommend(users, self.config.recommenders.depth, histories=self.histories)
-
-
-def open_finished(folder: Path, observer: Observer | None = None) -> Finished:
-    """Open a run that has asked an LLM; its stages are found, never computed, and nothing is asked.
-
-    Raises:
-        StorageError: If the folder holds no finished run, or one of other data, options or versions.
-        ConfigError: If the run went without an LLM.
-    """
-    import yaml
-
-    if not (folder / "report.json").is_file():
-        raise StorageError(f"{folder} holds no finished run; make one with frugalrec run.")
-    report = load_json(folder / "report.json")
-    config = RunConfig.model_validate(yaml.safe_load(report["config_yaml"]))
-    if config.llm.model == "none":
-        raise ConfigError(
-            f"the run in {folder} asked no LLM, so nothing is known of its gain; run with --llm."
-        )
-    model = llm.open_model(config)
-    with Run(folder, observer, read_only=True) as run:
-        prepared = data.prepare(run, config)
-        arms = [cheap.fit_and_evaluate(run, config, prepared, n) for n in cheap.applicable(config, prepared)]
-        first = cheap.choose_first_stage(config, arms)
-        samples = selection.select_samples(run, config, prepared)
-        tuned = llm.tune(run, config, prepared, first, samples, model)
-        calibrated = asking.calibrate(run, config, prepared, first, tuned, model)
-    main = list(calibrated.values())[-1]
-    return Finished(
-        config=config,
-        folder=folder,
-        data=prepared,
-        first=first,
-        second=allocating.second_stage(config, arms, first),
-        main=main,
-        histories=concatenate(prepared.split.history("test"), prepared.split.test),
-        weight=main.weight,
-    )
 
 
 def plan(
@@ -132,14 +64,14 @@ def plan(
     signals = allocating.signals_of(config, done.histories, ranking, second)
     measured = allocating.measure_gain(config, done.data, done.first, done.second, done.main)
     estimate = measured.expected(signals)
-    costs = allocating.costs_of(config, done.data, done.histories, ranking, done.first, [done.main])
+    costs = costs_of(config, done.data, done.histories, ranking, done.first, [done.main])
     weakness = allocating.weakness_of(config, done.data, done.first)
     chosen = allocate(
         policy,
         ranking.users,
         done.histories.lengths[ranking.users],
         seed=config.seed,
-        budget=allocating.budget_of(config),
+        budget=budget_of(config),
         costs=costs,
         evidence=Evidence(weakness=weakness, signals=signals, gain=estimate),
         floor=floor,

@@ -38,12 +38,12 @@ from frugalrec.stages.asking import TUNED, Served, Variant
 from frugalrec.stages.cheap import CONTROLS, CheapArm
 from frugalrec.stages.choice import selection_facts
 from frugalrec.stages.data import Prepared
-from frugalrec.stages.rivals import LAMBDARANK, Rival, available
+from frugalrec.stages.notes import notes
+from frugalrec.stages.rivals import LAMBDARANK, Rival
 from frugalrec.stages.routing_facts import allocation_facts
 
 PACKAGES = ("numpy", "scipy", "polars", "implicit", "lightgbm", "torch", "transformers", "peft")
 GROUPS = 10
-ANSWERED = ("answered", "cached")
 
 
 def load_report(folder: Path) -> Report:
@@ -101,7 +101,7 @@ def assemble(
         tuning=_tuning(served, config) if served else None,
         weights=_weights(chosen, config) if chosen else None,
         allocation=allocation_facts(config, data, first, routing, served) if served and routing else None,
-        notes=_notes(config, data, served, rival),
+        notes=notes(config, data, served, rival),
         versions=_versions(),
         seeds={"run": config.seed},
         hashes=_hashes(data, served),
@@ -259,48 +259,6 @@ def _weights(variant: Variant, config: RunConfig) -> WeightFacts:
         chosen=variant.weight,
         grid=[[weight, value] for weight, value in sorted(variant.choice.values.items())],
     )
-
-
-def _notes(config: RunConfig, data: Prepared, served: Served | None, rival: Rival | None) -> tuple[str, ...]:
-    notes = [
-        f"One seed ({config.seed}): intervals are over users, not over seeds. "
-        "Run three seeds or more before a claim.",
-        "Item and user codes are a seeded random permutation; ids never enter a prompt.",
-    ]
-    if config.recommenders.refit:
-        notes.append(
-            "Choices were made on validation with models fitted on train; "
-            "for the test, models were fitted again on train and validation."
-        )
-    if served is not None:
-        n, m = int(served.allocation.routed.sum()), served.allocation.users.size
-        who = f"all {m}" if n == m else f"{n} of {m}"
-        rest = "" if n == m else " The others keep the cheap list, in every LLM row and its controls."
-        notes.append(f"The LLM re-ranked {who} test users (policy {served.allocation.policy}).{rest}")
-        notes += _failures(served)
-    if rival is None and config.recommenders.learning_to_rank:
-        why = "too few validation lists hold a right item" if available() else "LightGBM is not installed"
-        notes.append(f"Boosted trees over the same candidates were left out: {why}.")
-    if config.data.allow:
-        notes.append(f"Audit findings allowed by name: {', '.join(config.data.allow)}.")
-    return tuple(notes)
-
-
-def _failures(served: Served) -> list[str]:
-    """Return, for each way to use the LLM, why routed users keep the cheap list after all, if any do."""
-    notes = []
-    for variant in served.variants.values():
-        asked = load_json(variant.valid.path / "answers.json")
-        for who, answers in (("routed", variant.answers), ("calibration", asked)):
-            reasons = {k: n for k, n in answers.get("reasons", {}).items() if k not in ANSWERED}
-            if reasons:
-                told = ", ".join(f"{name} {n:,}" for name, n in sorted(reasons.items()))
-                notes.append(
-                    f"{sum(reasons.values()):,} of {answers['users']:,} {who} users keep the cheap list "
-                    f"after all, and count as they are (LLM, {variant.name}: {told})."
-                )
-        notes += [f"LLM, {variant.name}: {text}" for text in variant.answers.get("cautions", ())]
-    return notes
 
 
 def _versions() -> dict[str, str]:
