@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -69,6 +71,22 @@ def test_answers_are_those_of_the_model_in_order_whatever_the_batches(make, tmp_
         assert np.isclose(usage.wall_s, sum(a.usage.wall_s for a in answers)) and all(
             a.latency_s > 0 for a in answers
         )
+
+
+def test_a_thought_that_the_template_opens_begins_the_answer():
+    """Cut before its end mark, it could not be told from an answer."""
+
+    class Thinker(FakeLLM):
+        tokenizer = SimpleNamespace(chat_template="any", apply_chat_template=lambda *_, **__: "")
+
+        def chat(self, user):
+            return f"{user}<think>\n"
+
+    request = ChatRequest(system="You rank.", user="1: Heat", max_tokens=9)
+    (answer,), _ = LocalChat(Thinker(reply=lambda prompt: "1 is better than 2")).chat([request])
+    assert answer.text == "<think>1 is better than 2"
+    (answer,), _ = LocalChat(FakeLLM(reply=lambda prompt: "[2, 1]")).chat([request])
+    assert answer.text == "[2, 1]"
 
 
 def test_limits_differ_by_request():

@@ -22,6 +22,8 @@ from frugalrec.llm.framing import framed
 from frugalrec.llm.http.journal import Journal
 from frugalrec.llm.http.store import known, remember
 
+THOUGHT = "<think>"
+
 
 class LocalChat:
     """Answers chat requests with a language model that generates text.
@@ -110,7 +112,10 @@ class LocalChat:
             shares = _shares(usage, self._lengths(list(own.values())), completions)
             for key, completion, share in zip(own, completions, shares, strict=True):
                 answers[key] = ChatAnswer(
-                    text=completion.text, reason="answered", usage=share, latency_s=usage.wall_s
+                    text=_opened(own[key]) + completion.text,
+                    reason="answered",
+                    usage=share,
+                    latency_s=usage.wall_s,
                 )
         return answers
 
@@ -118,6 +123,15 @@ class LocalChat:
         """Return the lengths of texts in tokens, or in characters where the model does not tell."""
         encode = getattr(self.lm, "encode", None)
         return [len(row) for row in (texts if encode is None else encode(texts))]
+
+
+def _opened(prompt: str) -> str:
+    """Return the mark with which a chat template opens the model's thought, if it does.
+
+    The answer then has an end mark without a beginning, or, cut short, none of the two: with the beginning,
+    a reader can tell a thought from an answer.
+    """
+    return THOUGHT if prompt.rstrip().endswith(THOUGHT) else ""
 
 
 def _shares(usage: Usage, lengths: Sequence[int], completions: Sequence[Completion]) -> list[Usage]:

@@ -35,6 +35,10 @@ WANTED = [3, 1, 4, 0, 2]
         ('The 3 best: {"ranking": [4, 2, 5, 1, 3', "digits"),
         ('4: "3 Idiots"\n2: "5 Films"\n5: "x"\n1: "y"\n3: "z"', "digits"),
         ("1. 4\n2. [2]\n3. candidate 5\n4. #1\n5. 3: Alien", "digits"),
+        ('1. **4**\n2. 2 - Heat\n3. 5. Big\n4. Candidate 1\n5. 3 "12 Monkeys"', "digits"),
+        ("4 (score 0.95), 2 (0.3), 5 (0.25), 1 (.2), 3 (12.5).", "digits"),
+        ("4: 0.95\n2: 0.9\n5: 0.5\n1: 0.3\n3: 0.1", "digits"),
+        ("<thinking>1, 2, 3, 4, 5</thinking>4, 2, 5, 1, 3", "digits"),
         ('"12 Monkeys and 3 more" 4 2 5 1 3', "digits"),
     ],
 )  # fmt: skip
@@ -50,6 +54,10 @@ def test_each_rung_reads_the_same_order(text, stage):
     "text",
     [None, "", "   ", "I cannot rank films.", "{}", '{"ranking": []}', '{"1": 2, "2": 1}', '{"ranking": {"1": 3}}',
      '{"ranking": ["Alien", "Heat"]}', "0 99 -7", '1: "Alien"\n2: "Heat"\n3: "Big"', "1. Alien (1979)\n2. Heat (1995)",
+     "<think>Candidate 1 is close, candidate 2 is", f'<think>{{"ranking": {FIVE}}} or', "<Reasoning>\n1, 2, 3",
+     "</think><think>4, 2, 5, 1, 3", "a score of 0.95, of 0.3 and 12.5", "4.5: Alien\n3.5: Heat\n1.5: Big",
+     "1. 12 Monkeys\n2. 3 Idiots\n3. 9 (2009)\n4. 5 Centimeters", "1. Alien\n2. 2 Days in Paris\n3. 3",
+     "1. Alien 2. Heat 3. Big", "1. Alien\n2. Heat\n\nOthers:\n1. Big\n2. Jaws", "1.12 Monkeys\n2.Heat\n3.3 Idiots",
      "NaN", "true", '{"ranking": [true, null, NaN, Infinity, 1e400]}', '{"ranking": [' + "9" * 6000 + "]}"],
 )  # fmt: skip
 def test_answers_that_name_nobody_keep_the_cheap_order(text):

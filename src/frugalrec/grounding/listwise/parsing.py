@@ -29,9 +29,19 @@ MOST_NODES = 2_000
 """Parts of one JSON value that are looked at."""
 
 _NUMBER = re.compile(r"[0-9]+")
+_BARE = re.compile(r"(?<![0-9.])[0-9]+(?![0-9]|\.[0-9])")
+_DECIMAL = re.compile(r"^[ \t>*-]{0,8}[0-9]{1,4}\.[0-9]", re.MULTILINE)
+_THINKS = re.compile(r"<(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_THOUGHT = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"\\\n]|\\.){0,600}"')
 _MARKED_LINE = re.compile(r"^[ \t>*-]{0,8}\[?([0-9]{1,4})\]?[.):]+[ \t*]{0,8}(\S[^\n]*)$", re.MULTILINE)
-_LEADING = re.compile(r"^[\[(#*]{0,4}(?:candidate|number|id)?[ #:]{0,4}([0-9]{1,4})\b(?!-)", re.IGNORECASE)
+_LEADING = re.compile(
+    r"^[(*]{0,3}(?:(?:\[|#|candidate|number|id)[ #:]{0,4}([0-9]{1,4})\b(?![-.][0-9a-z])"
+    r"|([0-9]{1,4})[)*]{0,3}(?=$|[ \t]*$|:|[.),;][ \t]|[.),;]$|[ \t]+[-–—>=\"“]))",
+    re.IGNORECASE,
+)
+"""A number that names a candidate; a title such as `12 Monkeys` or `9 (2009)` names none."""
+_INLINE_MARK = re.compile(r"(?<![0-9.])([0-9]{1,4})[.)][ \t]+(?=[^\W\d_])")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +95,9 @@ def parse_ranking(
 
 def _entries(text: str, n: int) -> tuple[Stage, list[int | None]]:
     """Return the rung and what it found there; None stands for an entry that is no number."""
-    text = text.rpartition("</think>")[2].strip()
+    text = _THOUGHT.split(text)[-1].strip()
+    if _THINKS.search(text):
+        return "failed", []  # a thought that was cut: it names candidates as they come
     if len(text) > MOST_CHARS:
         text = f"{text[: MOST_CHARS // 2]}\n{text[-MOST_CHARS // 2 :]}"
     whole = _decoded(text)
@@ -182,21 +194,35 @@ def _digits(text: str) -> Iterator[int | None]:
     """Yield the numbers of a text; of lines that begin with a number, that number alone.
 
     Lines marked 1, 2, 3, ... are a numbered list: what follows the mark counts, so that titles copied
-    into one name nobody.
+    into one name nobody. Decimals are scores.
     """
     _, key, after = text.partition(f'"{KEY}"')
     text = after if key else text
     lines = _MARKED_LINE.findall(text)
-    marks = [int(mark) for mark, _ in lines]
-    if len(marks) < 2:
-        for digits in _NUMBER.findall(_QUOTED.sub(_without_words, text)):
-            yield _whole(digits)
-    elif marks != list(range(1, len(marks) + 1)):
+    if _are_ranks([int(mark) for mark, _ in lines]):
+        yield from _led([line for _, line in lines])
+        return
+    marks = [int(mark) for mark, _ in _MARKED_LINE.findall(_DECIMAL.sub("-", text))]
+    if len(marks) > 1:
         yield from marks
-    else:
-        for _, line in lines:
-            leading = _LEADING.match(line)
-            yield int(leading.group(1)) if leading else None
+        return
+    text = _QUOTED.sub(_without_words, text)
+    if not _are_ranks([int(mark) for mark in _INLINE_MARK.findall(text)]):
+        for digits in _BARE.findall(text):
+            yield _whole(digits)
+
+
+def _are_ranks(marks: Sequence[int]) -> bool:
+    """Say whether marks count 1, 2, 3, ..., once or anew for another list."""
+    steps = zip([0, *marks], marks, strict=False)
+    return len(marks) > 1 and all(mark in (1, before + 1) for before, mark in steps)
+
+
+def _led(lines: Sequence[str]) -> list[int | None]:
+    """Return the number that each line begins with; none if most begin with none: those are titles."""
+    leading = [_LEADING.match(line) for line in lines]
+    found = [int(match.group(1) or match.group(2)) if match else None for match in leading]
+    return found if 2 * sum(entry is not None for entry in found) > len(found) else [None] * len(found)
 
 
 def _without_words(quoted: re.Match[str]) -> str:
