@@ -218,7 +218,7 @@ def reads_like_instruction(title: str) -> bool:
     >>> reads_like_instruction("12 Angry Men (1957)")
     False
     """
-    return bool(_INSTRUCTION.search(" ".join(title[:1000].split())))
+    return bool(_INSTRUCTION.search(clean_title(title, 1000)))  # as the model reads it
 
 
 @lru_cache(maxsize=65_536)
