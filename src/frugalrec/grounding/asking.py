@@ -41,6 +41,8 @@ class Asker:
         self.lm = lm
         self.usage = Usage()
         """What was spent so far; numbers from the file cost nothing."""
+        self.asked: set[str] = set()
+        """Questions that were sent; numbers from the file are about others."""
         self._ask = ask
         self._key = key
         self._cache = nullcontext() if cache is None else AnswerCache(cache)
@@ -85,6 +87,7 @@ class Asker:
         if self._store is not None:
             self._store.put({keys[pair]: value for pair, value in fresh.items()}, usage)
         self.usage = self.usage + usage
+        self.asked |= missing.keys()
         return known | fresh
 
 

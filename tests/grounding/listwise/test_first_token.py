@@ -7,6 +7,8 @@ from frugalrec.errors import ConfigError, ModelError
 from frugalrec.grounding.fusion import fuse
 from frugalrec.grounding.listwise import FirstTokenReranker, ListwisePrompt
 from frugalrec.llm.base import PromptGroup
+from frugalrec.llm.http import Endpoint, HttpChat
+from frugalrec.llm.http.language_model import HttpLM
 from frugalrec.llm.local import LocalLM
 from frugalrec.rng import derive_seed
 from frugalrec.testing.fake_llm import FakeLLM
@@ -111,6 +113,56 @@ def test_answers_are_kept_on_disk(tmp_path):
     again = FirstTokenReranker(silent, PROMPT, cache=cache).rerank(DATA, lists())
     np.testing.assert_array_equal(first.scores, again.scores)
     assert not silent.calls and again.usage.llm_calls == 0 and first.usage.llm_calls == 4
+    assert first.reasons == ("answered",) * 4 and again.reasons == ("cached",) * 4
+    more = FirstTokenReranker(FakeLLM(), PROMPT, cache=cache, replicas=2).rerank(DATA, lists())
+    assert more.reasons == ("answered",) * 4 and more.usage.llm_calls == 4
+
+
+class Unlucky(FakeLLM):
+    """Tells no letters of prompts that show a title."""
+
+    def __init__(self, title):
+        super().__init__()
+        self.title = title
+
+    def choose(self, groups, answers):
+        if any(self.title in group.prefix + suffix for group in groups for suffix in group.suffixes):
+            raise ModelError("'K' is not among the likeliest first tokens")
+        return super().choose(groups, answers)
+
+
+@pytest.mark.parametrize("size", [1, 2, 32])
+def test_one_users_trouble_is_not_the_others(size):
+    cheap = lists()
+    elsewhere = {item for user in (0, 2, 3) for item in DATA.history(user)[-4:].tolist()}
+    elsewhere |= set(cheap.items[[0, 2, 3]].ravel().tolist())
+    only = next(i for i in [*cheap.items[1].tolist(), *DATA.history(1)[-4:].tolist()] if i not in elsewhere)
+    lm = Unlucky(f'"{TITLES[only]}"')
+    result = FirstTokenReranker(lm, PROMPT, prompts_per_batch=size).rerank(DATA, cheap)
+    whole = FirstTokenReranker(FakeLLM(), PROMPT).rerank(DATA, cheap)
+    assert result.reasons == ("answered", "unscored", "answered", "answered")
+    assert np.isnan(result.scores[1]).all()
+    np.testing.assert_array_equal(result.scores[[0, 2, 3]], whole.scores[[0, 2, 3]])
+    np.testing.assert_array_equal(result.ranking.items[1], cheap.items[1])
+    with pytest.raises(ModelError, match="not among the likeliest"):  # nobody has an answer
+        FirstTokenReranker(Unlucky(""), PROMPT).rerank(DATA, cheap)
+
+
+def test_an_endpoint_that_cannot_tell_all_letters_is_refused():
+    lm = HttpLM(HttpChat(Endpoint(base_url="http://127.0.0.1:9/v1", model="m", profile="vllm")))
+    with pytest.raises(ConfigError, match="20 likeliest tokens alone, and the letters of 20 candidates"):
+        FirstTokenReranker(lm, PROMPT)
+    assert FirstTokenReranker(lm, PROMPT, depth=10).depth == 10
+
+
+def test_places_are_flat_for_a_reader_of_titles_and_rise_for_one_of_letters():
+    def told(lm, **options):
+        return FirstTokenReranker(lm, PROMPT, depth=9, **options).rerank(DATA, lists()).report["places"]
+
+    letters = FakeLLM(score=lambda prompt, answer: -float(ord(answer.strip())))
+    np.testing.assert_allclose(told(letters), np.arange(9) / 8)
+    assert np.ptp(told(reader(), replicas=50)) < 0.25
+    assert told(FakeLLM(score=lambda prompt, answer: 0.0)) == [0.5] * 9
 
 
 def test_deep_lists_are_asked_in_windows():
@@ -123,7 +175,7 @@ def test_deep_lists_are_asked_in_windows():
 def test_bad_options_and_answers_are_named():
     with pytest.raises(ConfigError, match="window of 27 candidates needs more than the 26 letters"):
         FirstTokenReranker(FakeLLM(), PROMPT, window=27)
-    with pytest.raises(ConfigError, match="users_per_batch must be at least 1, not 0"):
+    with pytest.raises(ConfigError, match="prompts_per_batch must be at least 1, not 0"):
         FirstTokenReranker(FakeLLM(), PROMPT, prompts_per_batch=0).rerank(DATA, lists())
     with pytest.raises(ModelError, match="not finite"):
         FirstTokenReranker(FakeLLM(score=lambda *_: -np.inf), PROMPT).rerank(DATA, lists())

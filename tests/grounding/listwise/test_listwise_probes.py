@@ -72,6 +72,24 @@ def test_the_truth_is_shown_at_its_position_among_the_same_others():
         assert first[1:] == expected
 
 
+def test_who_has_an_untitled_truth_is_left_out_and_nobody_is_shown_untitled_others():
+    truths = {TARGETS.history(user)[0] for user in USERS.tolist()}
+    blank = sorted(truths)[::2] + [item for item in range(60) if item not in truths][::2]
+    titles = [None if item in blank else title for item, title in enumerate(HISTORY.titles)]
+    kept = [user for user in USERS.tolist() if TARGETS.history(user)[0] not in blank]
+    reader = by(lambda title: derive_seed(0, title))
+    long = Ranking(
+        users=USERS,
+        items=np.stack([np.random.default_rng(int(u)).permutation(60) for u in USERS]).astype(np.int32),
+        scores=np.tile(-np.arange(60, dtype=np.float32), (USERS.size, 1)),
+    )
+    chat = FakeChat(reader)
+    found = position_probe(ListwiseReranker(chat, PROMPT), HISTORY, long, TARGETS, titles=titles)
+    assert found.users.tolist() == kept and 0 < found.asked == len(kept) < USERS.size
+    assert {len(shown_titles(request)) for request in chat.asked} == {20}
+    assert found.spread == 0 and 0 < found.means[0] < 1
+
+
 def test_users_without_an_answer_are_left_out_of_all_positions():
     silent = PROMPT.for_history(HISTORY.history(int(USERS[0])).tolist(), _values(USERS[0]), HISTORY.titles)
     chat = FakeChat(echoed, fail=lambda r: "deadline" if r.user.startswith(silent) else None)
@@ -102,7 +120,9 @@ def test_an_echo_is_cautioned_and_a_reader_is_not():
     (kept,) = told(lambda request: "no")
     assert f"{USERS.size} of {USERS.size} users keep the cheap list: {USERS.size} unparsed." in kept
     (unstable,) = [line for line in told(random_answer, replicas=2) if "decides" in line]
-    assert "0 is chance" in unstable
+    assert "near 0 where orders are shuffled" in unstable
+    one = ListwiseReranker(FakeChat(echoed), PROMPT).rerank(HISTORY, lists())
+    assert one.report["cautions"] == cautions(one) != []
 
 
 def test_bad_input_is_named():

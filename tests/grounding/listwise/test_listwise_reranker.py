@@ -301,6 +301,35 @@ def test_replicas_that_disagree_fall_back():
     assert rerank(FakeChat(by(code)), replicas=3, min_agreement=1.0).reasons == ("answered",) * 12
 
 
+def test_places_tell_where_the_candidates_of_each_place_come_out():
+    np.testing.assert_allclose(rerank(FakeChat(echoed)).places, np.arange(20) / 19)
+    backwards = rerank(FakeChat(lambda request: ranked(range(20, 0, -1))))
+    np.testing.assert_allclose(backwards.report["places"], 1 - np.arange(20) / 19)
+    # Half is named, last places first: the others share places 10 to 19, whatever the cheap order is.
+    half = rerank(FakeChat(lambda request: ranked(range(20, 10, -1))))
+    np.testing.assert_allclose(half.places, [14.5 / 19] * 10 + [(19 - place) / 19 for place in range(10, 20)])
+    assert np.ptp(rerank(FakeChat(by(code)), replicas=60).places) < 0.2
+
+
+def test_places_are_those_of_usable_answers_about_full_windows():
+    assert rerank(FakeChat(lambda request: "no")).report["places"] is None
+    failing = rerank(FakeChat(fail=lambda request: "deadline"))
+    assert failing.places is None and json.dumps(failing.report, allow_nan=False)
+    answers = iter([ranked(range(1, 21)), *["no"] * 22])
+    np.testing.assert_allclose(rerank(FakeChat(lambda request: next(answers))).places, np.arange(20) / 19)
+    items = CHEAP.items.copy()
+    items[1:, 12:] = -1
+    short = Ranking(users=CHEAP.users, items=items, scores=CHEAP.scores)
+
+    def reply(request):  # only the full window is read from back to front
+        n = len(shown_titles(request))
+        return ranked(range(n, 0, -1)) if n == 20 else echoed(request)
+
+    np.testing.assert_allclose(rerank(FakeChat(reply), short).places, 1 - np.arange(20) / 19)
+    deep = rerank(FakeChat(echoed), depth=30, window=8, stride=4)
+    np.testing.assert_allclose(deep.places, np.arange(8) / 7)
+
+
 # What a title can win.
 
 

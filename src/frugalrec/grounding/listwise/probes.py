@@ -1,4 +1,4 @@
-"""Probes of a listwise re-ranker: does it repeat what it is shown, does the place decide, is it stable?"""
+"""A probe of a listwise re-ranker: does the place at which an item is shown decide about it?"""
 
 from __future__ import annotations
 
@@ -10,47 +10,13 @@ import numpy as np
 from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.grounding.base import Progress
-from frugalrec.grounding.listwise.result import GIVEN, ListwiseResult
+from frugalrec.grounding.listwise.result import GIVEN
 from frugalrec.grounding.listwise.windows import WindowReranker
+from frugalrec.grounding.questions import known_titles
 from frugalrec.ledger import Usage
 from frugalrec.types import PAD, DoubleArray, IntArray, Ranking
 
-MOST_ECHO, LEAST_AGREEMENT = 0.5, 0.3
 POSITIONS = (0, 5, 10, 15, 19)
-
-
-def cautions(
-    result: ListwiseResult, *, max_echo: float = MOST_ECHO, min_agreement: float = LEAST_AGREEMENT
-) -> list[str]:
-    """Return what a reader of the result should be warned of, in words; empty if nothing.
-
-    Args:
-        result: What a re-ranker returned.
-        max_echo: Mean of Kendall's tau between the order shown and the answer above which the model
-            repeats rather than ranks.
-        min_agreement: Mean of Kendall's tau between replicas below which the order shown decides.
-    """
-    found = []
-    given = np.array([reason in GIVEN for reason in result.reasons], dtype=np.bool_)
-    echo, agreed = result.report["echo"], result.report["agreement"]
-    if echo is not None and echo > max_echo:
-        found.append(
-            f"The model repeats the order in which candidates are shown (mean Kendall's tau {echo:.2f}): its "
-            "lists are those orders. Shuffle, ask for a replica more, or take another model."
-        )
-    if agreed is not None and agreed < min_agreement:
-        found.append(
-            f"The order shown decides: replicas of one user agree by {agreed:.2f} (mean Kendall's tau; 0 is "
-            "chance). Ask for more replicas, or set min_agreement."
-        )
-    if given.size and not given.all():
-        found.append(
-            f"{int((~given).sum())} of {given.size} users keep the cheap list: "
-            f"{', '.join(f'{n} {why}' for why, n in result.report['reasons'].items() if why not in GIVEN)}."
-        )
-    if result.flagged:
-        found.append(f"{result.flagged} of the titles read like instructions to a model; set promotion_cap.")
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +73,10 @@ def position_probe(
 ) -> PositionProbe:
     """Show the same candidates to the same users with the held-out item at different places.
 
-    The candidates are the first of each list; a held-out item that is not among them takes the place of
-    the last. They are shown in list order, once, and nobody falls back on that order: users without an
-    answer at some position are left out of all.
+    The candidates are the first of each list that have a title; a held-out item that is not among them
+    takes the place of the last. They are shown in list order, once, and nobody falls back on that order:
+    users without an answer at some position are left out of all, and so are those whose held-out item has
+    no title, for it is not shown.
 
     Args:
         reranker: What is probed.
@@ -124,24 +91,26 @@ def position_probe(
     m = min(reranker.depth, reranker.window, ranking.k)
     if not positions or not all(0 <= position < m for position in positions):
         raise ConfigError(f"positions must lie in 0..{m - 1}, the places of a window; got {list(positions)}.")
+    titled = np.array([bool(name) for name in known_titles(titles, histories)])
+    shown = [row[(row != PAD) & titled[row]] for row in ranking.items]
     rows = [
         row
         for row, user in enumerate(ranking.users.tolist())
-        if targets.lengths[user] and (ranking.items[row, :m] != PAD).all()
+        if targets.lengths[user] and titled[targets.history(user)[0]] and shown[row].size >= m
     ]
     if not rows:
-        raise DataError(f"no user has a held-out item and {m} candidates to place it among.")
+        raise DataError(f"no user has a held-out item and {m} candidates to place it among, all with titles.")
     users = ranking.users[rows]
     truth = targets.items[targets.indptr[users]]
-    others = np.stack([_others(*pair, m) for pair in zip(ranking.items[rows], truth, strict=True)])
+    others = np.stack([_others(shown[row], item, m) for row, item in zip(rows, truth, strict=True)])
     plain = replace(
         reranker, depth=m, presentation="cheap", replicas=1, promotion_cap=None, min_agreement=None
     )
     values, given, usage = [], np.ones(users.size, dtype=np.bool_), Usage()
     for position in positions:
-        shown = np.insert(others, position, truth, axis=1)
+        placed = np.insert(others, position, truth, axis=1)
         lists = Ranking(
-            users=users, items=shown, scores=np.tile(-np.arange(m, dtype=np.float32), (users.size, 1))
+            users=users, items=placed, scores=np.tile(-np.arange(m, dtype=np.float32), (users.size, 1))
         )
         result = plain.rerank(histories, lists, titles, progress=progress)
         place = np.argmax(result.ranking.items == truth[:, None], axis=1)

@@ -20,11 +20,11 @@ from frugalrec.grounding.listwise.aggregation import AGGREGATES, aggregate, agre
 from frugalrec.grounding.listwise.orders import shown_orders
 from frugalrec.grounding.listwise.parsing import ParseReport, parse_ranking
 from frugalrec.grounding.listwise.prompt import ListwisePrompt
-from frugalrec.grounding.listwise.result import GIVEN, ListReason, Opinion
+from frugalrec.grounding.listwise.result import GIVEN, ListReason, Opinion, relative_places
 from frugalrec.grounding.listwise.windows import Asked, Window, WindowReranker
 from frugalrec.ledger import Usage
 from frugalrec.llm.chat import ChatAnswer, ChatModel, ChatRequest
-from frugalrec.types import IntArray
+from frugalrec.types import DoubleArray, IntArray
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class ListwiseReranker(WindowReranker):
             usage=mail.usage,
             requests=len(mail.answers),
             parses=_counts([trial for some in trials for trial in some], retried=len(again)),
+            places=[trial.places for some in trials for trial in some if self._is_usable(trial)],
         )
 
     def _orders(self, window: Window) -> Iterator[list[int]]:
@@ -130,6 +131,8 @@ class _Trial:
         """The candidates, best first, as numbers of their cheap places."""
         self.report: ParseReport | None = None
         self.echo = float("nan")
+        self.places: DoubleArray = np.full(len(shown), np.nan)
+        """Where the candidate shown at each place stands in the answer, from 0 to 1."""
 
     def take(self, answer: ChatAnswer) -> None:
         """Read an answer."""
@@ -142,6 +145,9 @@ class _Trial:
         self.order = self.shown[aliases]
         named = aliases[: self.shown.size - self.report.repaired]
         self.echo = kendall_tau(np.arange(named.size), named)
+        last = np.full(self.shown.size, self.shown.size)  # those not named share the end
+        last[named] = np.arange(named.size)
+        self.places = relative_places(last)
 
 
 class _Mail:

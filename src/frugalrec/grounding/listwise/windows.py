@@ -15,16 +15,16 @@ from typing import get_args
 
 import numpy as np
 
-from frugalrec.data.dataset import TITLE, Dataset
-from frugalrec.errors import ConfigError, DataError
+from frugalrec.data.dataset import Dataset
+from frugalrec.errors import ConfigError
 from frugalrec.grounding.base import Progress, checked_users
 from frugalrec.grounding.listwise.orders import PRESENTATIONS, Presentation
 from frugalrec.grounding.listwise.prompt import ListwisePrompt, reads_like_instruction
-from frugalrec.grounding.listwise.result import GIVEN, ListwiseResult, Opinion, counted, merged
+from frugalrec.grounding.listwise.result import GIVEN, ListwiseResult, Opinion, counted, mean_places, merged
 from frugalrec.grounding.promotion import capped_order
+from frugalrec.grounding.questions import known_titles
 from frugalrec.ledger import Usage
-from frugalrec.llm.prompts import has_text
-from frugalrec.types import PAD, FloatArray, IntArray, LongArray, Ranking
+from frugalrec.types import PAD, DoubleArray, FloatArray, IntArray, LongArray, Ranking
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Asked:
     usage: Usage = Usage()
     requests: int = 0
     parses: Mapping[str, int] = field(default_factory=dict)
+    places: Sequence[DoubleArray] = ()
+    """By usable answer: where the candidate at each place of the prompt stands in it, from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +117,11 @@ class WindowReranker(ABC):
         Args:
             histories: What is known of the users.
             ranking: The cheap model's lists.
-            titles: Title of each item code; default: those of `histories`, without the ids that stand
-                in for missing ones there.
+            titles: Title of each item code; default: those of `histories`. Ids that stand in for missing
+                ones there are none.
             progress: Is told of the questions of each turn: (done, in all).
         """
-        names = _titles(titles, histories)
+        names = known_titles(titles, histories)
         users = checked_users(ranking.users, histories)
         depth = min(self.depth, ranking.k)
         lists = [
@@ -177,6 +179,7 @@ class WindowReranker(ABC):
             requests=sum(turn.requests for turn in turns),
             parses=counted(*(turn.parses for turn in turns)),
             flagged=flagged,
+            places=mean_places([one for turn in turns for one in turn.places], min(depth, self.window)),
         )
 
 
@@ -225,14 +228,6 @@ class _List:
             scores[final] = np.arange(depth, 0, -1)
             scores[np.isin(np.arange(depth), self.places, invert=True)] = np.nan
         return final, scores
-
-
-def _titles(titles: Sequence[str | None] | None, histories: Dataset) -> list[str]:
-    """Return the title of each item code, empty where there is none; never an id."""
-    found = histories.item_text[TITLE].to_list() if titles is None else list(titles)
-    if len(found) != histories.n_items:
-        raise DataError(f"expected {histories.n_items} titles, one an item; got {len(found)}.")
-    return [title if title and has_text(title) else "" for title in found]
 
 
 def _shown(prompt: ListwisePrompt, histories: Dataset, user: int, names: Sequence[str]) -> str:
