@@ -136,3 +136,50 @@ def test_bad_scores_are_refused():
         candidate_features(ranking, known, {"a.b": ranking.scores})
     with pytest.raises(ConfigError, match="last must be"):
         candidate_features(ranking, known, last=0)
+
+
+def visits(rows, times):
+    frame = pl.DataFrame(rows, schema=["user", "item", "time"], orient="row")
+    return Dataset.from_frames(frame if times else frame.drop("time"), name="visits")
+
+
+@pytest.mark.parametrize("times", [True, False])
+@pytest.mark.parametrize("fold", ["valid", "test"])
+def test_people_who_come_back_are_no_leak(times, fold):
+    # Days: a, c and d take up what they had before, c on the same day; b does not.
+    weeks = {"a": "xyxzx", "b": "xyzwv", "c": "zzzzz", "d": "xyzyz"}
+    rows = [
+        (user, item, 0 if user == "c" else day)
+        for user, items in weeks.items()
+        for day, item in enumerate(items)
+    ]
+    part = split(visits(rows, times), "leave-last-out")
+    known = part.history(fold)
+    ranking = create("popularity").fit(known).recommend(part.users(fold), 2)
+
+    candidate_features(ranking, known).check_before(part.targets(fold))
+
+
+@pytest.mark.parametrize("times", [True, False])
+def test_histories_cut_a_fold_too_late_or_not_at_all_are_leaks(times):
+    data = cycle_dataset(n_users=40, n_items=7, length=9)  # everybody comes back
+    data = data if times else replace(data, times=None)
+    part = split(data, "leave-last-out")
+    ranking = create("popularity").fit(part.train).recommend(part.users("valid"), 5)
+
+    candidate_features(ranking, part.history("valid")).check_before(part.targets("valid"))
+    for late in (part.history("test"), data):
+        with pytest.raises(DataError, match="from after the first target"):
+            candidate_features(ranking, late).check_before(part.targets("valid"))
+
+
+def test_one_later_interaction_of_one_user_is_a_leak():
+    data = cycle_dataset(n_users=40, n_items=7, length=9)
+    part = split(data, "leave-last-out")
+    known = part.history("valid")
+    ranking = create("popularity").fit(known).recommend(part.users("valid"), 5)
+    late = replace(known, times=known.times.copy())
+    late.times[known.indptr[4] - 1] = part.targets("valid").times[3] + 1
+
+    with pytest.raises(DataError, match=f"user {data.user_ids[3]} saw"):
+        candidate_features(ranking, late).check_before(part.targets("valid"))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.recommenders.base import Recommender
-from frugalrec.types import PAD, BoolArray, DoubleArray, FloatArray, Ranking
+from frugalrec.types import PAD, BoolArray, DoubleArray, FloatArray, IntArray, Ranking
 
 FIRST = "first"
 """The model that made the lists."""
@@ -52,15 +52,22 @@ class CandidateFeatures:
     def check_before(self, targets: Dataset) -> None:
         """See that the histories lie before what is to be predicted.
 
+        A user who comes back to an item is no fault. So a target in a history proves nothing by itself:
+        something later does, and so does every user's history ending with his targets.
+
         Raises:
-            DataError: If they hold one of a user's targets, or something later.
+            DataError: If they hold something later than a user's first target, or all users' targets.
         """
-        for user in np.unique(self.ranking.users).tolist():
-            if _reaches_into(self.histories, targets, user):
-                raise DataError(
-                    f"the features of user {targets.user_ids[user]} saw interactions from after the first "
-                    "target; make them from what was known before, split.history(fold)."
-                )
+        users = np.unique(self.ranking.users)
+        users = users[(self.histories.lengths[users] > 0) & (targets.lengths[users] > 0)]
+        late = [user for user in users.tolist() if _later(self.histories, targets, user)]
+        if not late and any(_end_with(self.histories, targets, users, spare) for spare in (0, 1)):
+            late = users.tolist()
+        if late:
+            raise DataError(
+                f"the features of user {targets.user_ids[late[0]]} saw interactions from after the first "
+                "target; make them from what was known before, split.history(fold)."
+            )
 
 
 def candidate_features(
@@ -204,14 +211,23 @@ def _summary(similar: list[DoubleArray]) -> dict[str, DoubleArray]:
     }
 
 
-def _reaches_into(histories: Dataset, targets: Dataset, user: int) -> bool:
-    """Return whether a user's history holds a target, or something later than the first one."""
-    own, later = (slice(d.indptr[user], d.indptr[user + 1]) for d in (histories, targets))
-    known, wanted = histories.items[own].astype(np.int64), targets.items[later].astype(np.int64)
-    if histories.times is not None and targets.times is not None and known.size and wanted.size:
-        if histories.times[own].max() > targets.times[later].min():
-            return True
-        # The same item at another time is no target: people come back.
-        known = known + histories.times[own] * histories.n_items
-        wanted = wanted + targets.times[later] * histories.n_items
-    return bool(np.intersect1d(known, wanted).size)
+def _later(histories: Dataset, targets: Dataset, user: int) -> bool:
+    """Return whether a user's history holds something later than the first target."""
+    if histories.times is None or targets.times is None:
+        return False
+    own, wanted = (slice(d.indptr[user], d.indptr[user + 1]) for d in (histories, targets))
+    return bool(histories.times[own].max() > targets.times[wanted].min())
+
+
+def _end_with(histories: Dataset, targets: Dataset, users: IntArray, spare: int) -> bool:
+    """Return whether all users' histories end with their targets, or would without `spare` items at the end.
+
+    That is what leave-last-out leaves of a history that was cut one fold too late, or not at all. Items
+    say it where there are no times, and where the last ones are of the same moment.
+    """
+    for user in users.tolist():
+        history, wanted = histories.history(user), targets.history(user)
+        start = len(history) - spare - len(wanted)
+        if start < 0 or not np.array_equal(history[start : start + len(wanted)], wanted):
+            return False
+    return users.size > 1  # one user may well have come back
