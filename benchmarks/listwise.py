@@ -35,7 +35,6 @@ from frugalrec.grounding.listwise import (
     ListwisePrompt,
     ListwiseReranker,
     ListwiseResult,
-    cautions,
     position_probe,
 )
 from frugalrec.llm.chat import ChatRequest
@@ -65,17 +64,14 @@ class Keeping(LocalChat):
 
 
 def figures(result: ListwiseResult, quality: float, cpu_s: float) -> dict[str, Any]:
-    n = max(len(result.reasons), 1)
+    n, report = max(len(result.reasons), 1), dict(result.report)
+    report["places"] = report["places"] and [round(place, 3) for place in report["places"]]
     return {
         METRIC: round(quality, 4),
-        **{
-            key: round(value, 3) if isinstance(value, float) else value
-            for key, value in result.report.items()
-        },
+        **{key: round(value, 3) if isinstance(value, float) else value for key, value in report.items()},
         "tokens_in_per_user": round(result.usage.tokens_in / n),
         "tokens_out_per_user": round(result.usage.tokens_out / n),
         "cpu_s_per_user": round(cpu_s / n, 2),
-        "cautions": cautions(result),
     }
 
 
