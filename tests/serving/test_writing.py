@@ -9,7 +9,9 @@ from test_json_schema import DIFFERENT, RANKING
 
 from frugalrec.errors import ModelError
 from frugalrec.rng import generator
+from frugalrec.serving import grammar, masks
 from frugalrec.serving.decoding import Plan, Writer, draw, given
+from frugalrec.serving.grammar import NOTHING
 from frugalrec.serving.json_schema import grammar_of
 from frugalrec.serving.masks import TokenBytes
 from frugalrec.serving.prefixes import KeptPrefixes
@@ -198,3 +200,23 @@ def test_tokens_have_the_bytes_that_they_are_decoded_to(llama):
         tokens = llama.tokenizer(text).input_ids
         assert b"".join(vocabulary.piece(token) for token in tokens) == text.encode()
     assert vocabulary.table[llama.tokenizer.eos_token_id] is None
+
+
+@pytest.mark.parametrize("most", [None, 5000])
+def test_masks_are_those_of_trying_each_token_and_take_little_room(llama, monkeypatch, most):
+    if most is not None:
+        monkeypatch.setattr(masks, "KEPT_BYTES", most)
+    vocabulary = TokenBytes(llama.tokenizer)
+    state, inside = grammar_of({"type": "array", "items": {"type": "string"}, "maxItems": 9}), 0
+    for byte in b'["a", "b\\n", "a"]':
+        expected = [
+            token
+            for token, content in enumerate(vocabulary.table)
+            if content and vocabulary.after(state, token) is not NOTHING
+        ]
+        assert vocabulary.allowed(state).tolist() == vocabulary.allowed(state).tolist() == expected
+        kept = vocabulary._masks.get(state)
+        inside += set(kept) == set(expected) - set(vocabulary._plain) and len(kept) < len(expected)
+        state = grammar.after(state, byte)
+        assert most is None or sum(mask.nbytes for mask in vocabulary._masks.values()) <= most
+    assert inside >= 4  # inside strings only what is not plain is kept for each state

@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from frugalrec.errors import ConfigError
 from frugalrec.serving.errors import ApiError
 from frugalrec.serving.jobs import Job
+from frugalrec.serving.schema_size import check_size
 
 MOST_MESSAGES = 256
 MOST_TOP = 20
@@ -154,6 +156,10 @@ def schema_of(response_format: dict[str, Any] | None) -> Any:
         return True
     if not isinstance(found, dict):
         raise ApiError(400, "response_format json_schema needs a schema object.", param="response_format")
+    try:
+        check_size(found)  # here, for the model's thread has other things to do
+    except ConfigError as error:
+        raise ApiError(400, str(error), param="response_format") from None
     return found
 
 

@@ -11,13 +11,36 @@ that nest or count are expanded when they are reached, which lets one small alge
 
 from __future__ import annotations
 
+import sys
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
+KEPT_BYTES = 64 << 20
+"""How much is remembered of grammars that were written out; what a text needs is made again."""
+AN_OBJECT = 500
+"""Bytes of an expression beside its parts: itself, its names and its places in the caches."""
 _made: WeakValueDictionary[tuple[Any, ...], Any] = WeakValueDictionary()
+_kept = 0
+
+
+def _remember(size: int) -> None:
+    """Count bytes that the caches may keep alive; once they are too many, all is forgotten and made anew."""
+    global _kept
+    _kept += size
+    if _kept > KEPT_BYTES:
+        _kept = 0
+        for cache in (_heads, _expanded, ends):
+            cache.cache_clear()
+
+
+def _size(part: Any) -> int:
+    """Return the bytes of a part of an expression, without other expressions in it."""
+    contents = [one for one in part if isinstance(one, bytes)] if isinstance(part, frozenset) else []
+    return sys.getsizeof(part) + sum(map(sys.getsizeof, contents))
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +52,7 @@ class Expression:
         found: Self | None = _made.get((cls, *parts))
         if found is None:
             found = _made[(cls, *parts)] = super().__new__(cls)
+            _remember(AN_OBJECT + sum(map(_size, parts)))
         return found
 
 
@@ -96,7 +120,8 @@ def texts(contents: Iterable[bytes]) -> Expression:
 
 def one_of(values: Iterable[int]) -> Expression:
     """Return one byte out of some."""
-    return OneOf(frozenset(values))
+    found = frozenset(values)
+    return OneOf(found) if found else NOTHING
 
 
 def either(*parts: Expression) -> Expression:
@@ -152,25 +177,43 @@ def ends(expression: Expression) -> bool:
             return isinstance(expression, Many)
 
 
-@lru_cache(maxsize=1 << 16)
 def after(expression: Expression, byte: int) -> Expression:
     """Return what may follow a first byte."""
+    return _heads(expression).get(byte, NOTHING)
+
+
+@lru_cache(maxsize=1 << 14)
+def _heads(expression: Expression) -> dict[int, Expression]:
+    """Return what may follow each first byte that there is: one look, however many bytes are tried."""
     match expression:
         case OneOf(values):
-            return DONE if byte in values else NOTHING
-        case Texts(found):
-            return texts(rest[1:] for rest in found if rest[:1] == bytes([byte]))
+            found = dict.fromkeys(values, DONE)
+        case Texts(contents):
+            rests: defaultdict[int, list[bytes]] = defaultdict(list)
+            for content in filter(None, contents):
+                rests[content[0]].append(content[1:])
+            found = {byte: texts(some) for byte, some in rests.items()}
         case Either(parts):
-            return either(*(after(part, byte) for part in parts))
+            found = _merged(_heads(part) for part in parts)
         case Then(first, second):
-            behind = then(after(first, byte), second)
-            return either(behind, after(second, byte)) if ends(first) else behind
+            found = {byte: then(rest, second) for byte, rest in _heads(first).items()}
+            found = _merged([found, _heads(second)]) if ends(first) else found
         case Many(part):
-            return then(after(part, byte), expression)
+            found = {byte: then(rest, expression) for byte, rest in _heads(part).items()}
         case Lazy():
-            return after(_expanded(expression), byte)
+            found = _heads(_expanded(expression))
         case _:
-            return NOTHING
+            found = {}
+    _remember(sys.getsizeof(found))
+    return found
+
+
+def _merged(heads: Iterable[dict[int, Expression]]) -> dict[int, Expression]:
+    behind: defaultdict[int, list[Expression]] = defaultdict(list)
+    for one in heads:
+        for byte, rest in one.items():
+            behind[byte].append(rest)
+    return {byte: either(*rests) for byte, rests in behind.items()}
 
 
 def matches(expression: Expression, content: bytes) -> bool:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections import OrderedDict
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from frugalrec.serving.grammar import NOTHING, Expression, Then, after
 from frugalrec.serving.json_values import CHARACTERS
 from frugalrec.types import LongArray
 
-KEPT_MASKS = 4096
-"""States of a grammar whose tokens are remembered."""
+KEPT_BYTES = 32 << 20
+"""How much of the tokens that fit states of a grammar is remembered."""
 PLAIN = frozenset(range(0x20, 0x7F)) - {ord('"'), ord("\\")}
 """Bytes that may stand anywhere in a JSON string."""
 
@@ -26,7 +26,9 @@ class TokenBytes:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._masks: OrderedDict[Expression, LongArray] = OrderedDict()
+        # A mask is of use as long as the grammar itself is remembered.
+        self._masks: WeakKeyDictionary[Expression, LongArray] = WeakKeyDictionary()
+        self._kept = 0
 
     @cached_property
     def table(self) -> list[bytes | None]:
@@ -60,21 +62,25 @@ class TokenBytes:
         Raises:
             ModelError: If the tokenizer does not tell the bytes of its tokens, or none fits.
         """
-        if expression in self._masks:
-            self._masks.move_to_end(expression)
-            return self._masks[expression]
-        if isinstance(expression, Then) and expression.first is CHARACTERS:
-            # Inside a string nearly all tokens fit, and these few alone can leave it.
-            found = self._plain + self._fitting(self._odd, expression)
-        else:
-            found = self._fitting(self._every, expression)
-        if not found:
+        # Inside a string nearly all tokens fit: only the odd ones, which alone can leave it, are looked at.
+        inside = _first(expression) is CHARACTERS
+        found = self._masks.get(expression)
+        if found is None:
+            fitting = self._fitting(self._odd if inside else self._every, expression)
+            found = np.array(sorted(fitting), dtype=np.int64)
+            self._keep(expression, found)
+        if inside:
+            found = np.sort(np.concatenate([self._plain, found]), kind="stable")
+        if not found.size:
             raise ModelError("the tokenizer has no token for the next character of the answer's schema.")
-        mask = np.array(sorted(found), dtype=np.int64)
+        return found
+
+    def _keep(self, expression: Expression, mask: LongArray) -> None:
+        self._kept += mask.nbytes
+        if self._kept > KEPT_BYTES:
+            self._masks.clear()
+            self._kept = mask.nbytes
         self._masks[expression] = mask
-        if len(self._masks) > KEPT_MASKS:
-            self._masks.popitem(last=False)
-        return mask
 
     def after(self, expression: Expression, token: int) -> Expression:
         """Return what may follow a token."""
@@ -98,8 +104,9 @@ class TokenBytes:
         return [(content, token) for content, token in self._every if not PLAIN.issuperset(content)]
 
     @cached_property
-    def _plain(self) -> list[int]:
-        return [token for content, token in self._every if PLAIN.issuperset(content)]
+    def _plain(self) -> LongArray:
+        plain = [token for content, token in self._every if PLAIN.issuperset(content)]
+        return np.array(sorted(plain), dtype=np.int64)
 
     @staticmethod
     def _fitting(words: list[tuple[bytes, int]], expression: Expression) -> list[int]:
@@ -119,6 +126,12 @@ class TokenBytes:
                     stack.append((low, stop, depth + 1, behind))
                 low = stop
         return found
+
+
+def _first(expression: Expression) -> Expression:
+    while isinstance(expression, Then):
+        expression = expression.first
+    return expression
 
 
 def _reader(tokenizer: Any) -> Any:
