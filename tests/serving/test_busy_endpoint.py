@@ -78,9 +78,9 @@ def test_jobs_of_a_client_that_left_are_not_run(stalled):
             gone = asyncio.create_task(client.post("/v1/completions", json={**BODY, "prompt": "gone"}))
             await until(lambda: worker.queued == 1)
             gone.cancel()
-            await asyncio.sleep(0.05)
+            await until(lambda: worker.queued == 0)
             last = asyncio.create_task(client.post("/v1/completions", json={**BODY, "prompt": "last"}))
-            await until(lambda: worker.queued == 2)
+            await until(lambda: worker.queued == 1)
             go.set()
             return await asyncio.gather(first, last)
 

@@ -12,6 +12,7 @@ from conftest import content, error
 from frugalrec.errors import ConfigError, ModelError
 from frugalrec.serving import Limits, serve, served
 from frugalrec.serving.server import check_address
+from frugalrec.serving.worker import Worker
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -301,7 +302,9 @@ def test_unknown_routes_and_methods_have_the_protocols_shape(client):
 
 
 def test_a_key_is_asked_for_where_there_is_one(open_client, llama):
-    with_key = open_client(llama, api_key="sesame", headers={"authorization": "Bearer sesame"})
+    with pytest.raises(ConfigError, match="api_key"):
+        open_client(llama, api_key="")
+    with_key = open_client(llama, api_key="sesame\n", headers={"authorization": "Bearer sesame"})
     assert content(with_key.post(CHAT, ask(max_tokens=1))) is not None
     for headers in ({}, {"authorization": "Bearer open"}, {"authorization": "Basic sesame"}):
         without = open_client(llama, api_key="sesame", headers=headers)
@@ -335,7 +338,14 @@ def test_a_template_that_refuses_is_the_clients_error(open_client, llama, monkey
     assert "roles must alternate" in error(open_client(llama).post(CHAT, ask()), 400)["message"]
 
 
-def test_a_failing_model_is_a_500_without_details_and_harms_nobody_else(open_client, llama, monkeypatch):
+class Panic(BaseException):
+    """As compiled code raises it."""
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, Panic])
+def test_a_failing_model_is_a_500_without_details_and_harms_nobody_else(
+    open_client, llama, monkeypatch, raised
+):
     client = open_client(llama, Limits(gather_s=0.2))
     from frugalrec.serving.decoding import Writer
 
@@ -343,7 +353,7 @@ def test_a_failing_model_is_a_500_without_details_and_harms_nobody_else(open_cli
 
     def poisoned(self, prompts, plans):
         if any(plan.seed == 13 for plan in plans):
-            raise RuntimeError("secret prompt text")
+            raise raised("secret prompt text")
         return real(self, prompts, plans)
 
     monkeypatch.setattr(Writer, "write", poisoned)
@@ -355,13 +365,59 @@ def test_a_failing_model_is_a_500_without_details_and_harms_nobody_else(open_cli
     assert error(replies[1], 500)["type"] == "server_error"
 
 
+def test_a_tokenizer_that_panics_harms_one_request(open_client, llama, monkeypatch):
+    client, real = open_client(llama, Limits(gather_s=0.2)), llama.encode
+
+    def poisoned(prompts):
+        if "fox" in prompts[0]:
+            raise Panic("secret prompt text")
+        return real(prompts)
+
+    monkeypatch.setattr(llama, "encode", poisoned)
+
+    replies = client.post_all(TEXT, [{"prompt": prompt, "max_tokens": 2} for prompt in ("the", "a fox")])
+
+    assert [reply.status_code for reply in replies] == [200, 500]
+    assert "secret" not in replies[1].text
+
+
+def test_a_tidy_tokenizer_does_not_leave_the_schema(open_client, llama, monkeypatch):
+    real = llama.tokenizer.decode
+
+    def tidy(tokens, *, clean_up_tokenization_spaces=True, **options):
+        found = real(tokens, clean_up_tokenization_spaces=False, **options)
+        return found.replace(" ,", ",") if clean_up_tokenization_spaces else found
+
+    monkeypatch.setattr(llama.tokenizer, "decode", tidy)
+    form = {"type": "json_schema", "schema": {"const": "now , then"}}
+
+    assert content(open_client(llama).post(CHAT, ask(response_format=form))) == '"now , then"'
+
+
+def test_a_large_schema_is_refused_before_it_waits(open_client, llama, monkeypatch):
+    client = open_client(llama)
+    monkeypatch.setattr(client.app.state.service.worker, "submit", None)
+    form = {"type": "json_object", "schema": {"enum": ["x" * 70_000]}}
+
+    found = error(client.post(CHAT, ask(response_format=form)), 400)
+
+    assert "65,536 characters" in found["message"] and found["param"] == "response_format"
+
+
 def test_a_network_that_ignores_masks_is_not_served(open_client, llama, monkeypatch):
     monkeypatch.setattr(llama, "known", (1, 2))
     with pytest.raises(ModelError, match="prefix of keys and values"):
         open_client(llama)
 
 
-def test_a_real_server_answers_on_loopback_and_stops(llama):
+def test_a_real_server_answers_on_loopback_and_stops(llama, monkeypatch):
+    told, stopping, close = [], Worker.stopping, Worker.close
+
+    def note(name, real):
+        return lambda worker: (told.append(name), real(worker))[1]
+
+    monkeypatch.setattr(Worker, "stopping", lambda w: (told or told.append("stopping"), stopping(w))[1])
+    monkeypatch.setattr(Worker, "close", note("close", close))
     prompt = llama.chat("Recommend another film.")
     (expected,), _ = llama.generate([prompt], max_new_tokens=6)
     with served(llama, name="tiny") as address:
@@ -375,6 +431,7 @@ def test_a_real_server_answers_on_loopback_and_stops(llama):
             assert long.status_code == 413
     with pytest.raises(httpx.ConnectError):
         httpx.get(address + "/models")
+    assert told == ["stopping", "close"]  # the wait for clients is part of the time to stop
 
 
 def test_a_taken_port_is_one_line(llama):
@@ -394,7 +451,14 @@ def test_other_machines_need_a_flag_and_a_key(monkeypatch):
         check_address("0.0.0.0", 8000, True)
     with pytest.raises(ConfigError, match="70000"):
         check_address("127.0.0.1", 70000, False)
-    monkeypatch.setenv("FRUGALREC_API_KEY", "sesame")
+    for unusable in ("open sesame", "sésame", "se\x7fsame"):
+        monkeypatch.setenv("FRUGALREC_API_KEY", unusable)
+        with pytest.raises(ConfigError, match="FRUGALREC_API_KEY must be") as refused:
+            check_address("127.0.0.1", 0, False)
+        assert unusable not in str(refused.value)
+    monkeypatch.setenv("FRUGALREC_API_KEY", " \n")
+    assert check_address("127.0.0.1", 0, False) is None
+    monkeypatch.setenv("FRUGALREC_API_KEY", "sesame\n")
     assert check_address("0.0.0.0", 8000, True) == check_address("localhost", 8000, False) == "sesame"
 
 

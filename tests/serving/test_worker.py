@@ -2,9 +2,12 @@
 
 import threading
 from concurrent.futures import CancelledError
+from types import SimpleNamespace
 
 import pytest
 
+from frugalrec.errors import ModelError
+from frugalrec.serving import worker as worker_module
 from frugalrec.serving.jobs import Answer, Job
 from frugalrec.serving.limits import Limits
 from frugalrec.serving.worker import BusyError, ClosedError, Worker
@@ -89,6 +92,21 @@ def test_a_cancelled_job_costs_nothing(worker, gate):
     assert gate.batches == ["a", "c"]
 
 
+def test_cancelled_jobs_leave_their_place_in_the_queue(worker, gate):
+    first = blocked(worker, gate)
+    gone = worker.submit(jobs("bcde"))
+    for future in gone[1:]:
+        assert future.cancel()
+
+    assert worker.queued == 1
+    later = worker.submit(jobs("fgh"))
+    with pytest.raises(BusyError, match="4 texts are waiting"):
+        worker.submit(jobs("i"))
+
+    gate.open.set()
+    assert [future.result(30).text for future in [first, gone[0], *later]] == list("ABFGH")
+
+
 def test_closing_finishes_what_waits_and_takes_no_more(worker, gate):
     first = blocked(worker, gate)
     (second,) = worker.submit(jobs("b"))
@@ -109,17 +127,49 @@ def test_closing_in_a_hurry_cancels_what_has_not_begun(worker, gate):
         second.result(0)
 
 
-def test_the_thread_outlives_a_failing_model():
+def test_the_time_to_stop_runs_from_its_begin(worker, gate, monkeypatch):
+    now, waited = [100.0], []
+    monkeypatch.setattr(worker_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    blocked(worker, gate)
+    monkeypatch.setattr(worker._thread, "join", waited.append)
+    worker.stopping()
+    for later in (110.0, 200.0):  # of 30 seconds, clients took 10; then more than there were
+        now[0] = later
+        worker.stopping()
+        worker.close()
+    worker.close(7)
+
+    assert waited == [20.0, 0.0, 7]
+    monkeypatch.undo()
+
+
+class Panic(BaseException):
+    """As compiled code raises it."""
+
+
+@pytest.mark.parametrize(("raised", "told"), [(MemoryError, MemoryError), (Panic, ModelError)])
+def test_the_thread_outlives_a_failing_model(raised, told):
     def run(batch):
         if batch[0].prompt == "x":
-            raise MemoryError("too much")
+            raise raised("too much")
         return [answer(job) for job in batch]
 
     worker = Worker(run, Limits(**SMALL))
     (bad,) = worker.submit(jobs("x"))
-    with pytest.raises(MemoryError):
+    with pytest.raises(told, match="too much"):
         bad.result(30)
     (good,) = worker.submit(jobs("y"))
     assert good.result(30).text == "Y"
     worker.close(10)
     assert (worker.counts.failed, worker.counts.jobs) == (1, 2)
+
+
+def test_a_thread_that_died_is_followed_by_another(worker, gate, monkeypatch):
+    gate.open.set()
+    monkeypatch.setattr(worker, "_next_batch", lambda: None)
+    (waiting,) = worker.submit(jobs("a"))
+    worker._thread.join(30)
+    monkeypatch.undo()
+
+    (other,) = worker.submit(jobs("b"))
+    assert [waiting.result(30).text, other.result(30).text] == ["A", "B"]

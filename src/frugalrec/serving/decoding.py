@@ -1,7 +1,7 @@
 """Texts written one token at a time, several at once, each with settings of its own.
 
-A text does not depend on what is written beside it: it has its own stream of random numbers, its own
-grammar and its own end.
+A text does not depend on what is written beside it, up to the rounding of a batch's sums: it has its own
+stream of random numbers, its own grammar and its own end.
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ class _Row:
 
     def _decoded(self) -> str:
         tokens = [token.token for token in self.text.tokens]
-        return str(self.writer.lm.tokenizer.decode(tokens, skip_special_tokens=True))
+        # Some tokenizers tidy blanks up as they decode, which would leave the grammar.
+        tidy = {} if self.text.plan.grammar is None else {"clean_up_tokenization_spaces": False}
+        return str(self.writer.lm.tokenizer.decode(tokens, skip_special_tokens=True, **tidy))
 
     def _look_for_stop(self) -> None:
         written = self._decoded()

@@ -13,9 +13,11 @@ from frugalrec.llm.batching import token_batches
 from frugalrec.llm.prefix import attention_window
 from frugalrec.llm.tree import check_trees
 from frugalrec.serving.decoding import Plan, Text, Token, Writer, given
+from frugalrec.serving.errors import contained
 from frugalrec.serving.grammar import Expression, matches
 from frugalrec.serving.jobs import Answer, Job, Piece
-from frugalrec.serving.json_schema import ANY_OBJECT, grammar_of
+from frugalrec.serving.json_nested import ANY_OBJECT
+from frugalrec.serving.json_schema import grammar_of
 from frugalrec.serving.limits import Limits
 from frugalrec.serving.masks import TokenBytes
 from frugalrec.serving.prefixes import KeptPrefixes
@@ -46,7 +48,7 @@ class _Ready:
 
 
 class Engine:
-    """Answers jobs with a local model. A job's answer does not depend on the others."""
+    """Answers jobs with a local model. A job's answer does not depend on the others, up to rounding."""
 
     def __init__(self, lm: LocalLM, limits: Limits) -> None:
         self.lm = lm
@@ -80,8 +82,10 @@ class Engine:
         for number, job in enumerate(jobs):
             try:
                 ready[number] = self._ready(job)
-            except Exception as error:
-                done[number] = error
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                done[number] = contained(error)
         numbers = list(ready)
         lengths = [len(ready[n].tokens) + ready[n].plan.max_tokens for n in numbers]
         for batch in token_batches(lengths, self.lm.max_batch_tokens) if numbers else []:
@@ -94,11 +98,13 @@ class Engine:
         try:
             with self.lm._running():
                 return list(self._written(batch))
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             if len(batch) == 1:
                 if not isinstance(error, FrugalrecError):
                     log.exception("a job failed")
-                return [error]
+                return [contained(error)]
             log.warning("a batch of %d failed (%s); trying its jobs one by one", len(batch), error)
             return [answer for one in batch for answer in self._answers([one])]
 
@@ -166,7 +172,7 @@ class Engine:
     def _grammar(self, schema: object) -> Expression:
         try:
             return ANY_OBJECT if schema is True else grammar_of(schema)
-        except (ConfigError, RecursionError) as error:
+        except ConfigError as error:
             raise JobError(str(error), param="response_format") from None
 
     def _answer(self, ready: _Ready, written: Text | None) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from frugalrec.errors import ConfigError, FrugalrecError
+from frugalrec.errors import ConfigError, FrugalrecError, ModelError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -56,3 +56,13 @@ def api_error(error: BaseException) -> ApiError:
             return ApiError(400, str(error))
         case _:
             return ApiError(500, "the model failed on this request; the server's log says why.")
+
+
+def contained(error: BaseException) -> Exception:
+    """Return what went wrong as an error that ends one request, not an event loop.
+
+    A panic of compiled code, such as a tokenizer's, is no `Exception` in Python.
+    """
+    if isinstance(error, Exception):
+        return error
+    return ModelError(f"the model failed with {type(error).__name__}: {error}")

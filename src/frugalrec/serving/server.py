@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import threading
 import time
@@ -44,6 +45,7 @@ def create_app(
 
     Raises:
         ModelError: If the network cannot be served.
+        ConfigError: If the key is none that a client can send.
         MissingExtraError: If FastAPI is not installed.
     """
     require("fastapi", "serve")
@@ -52,13 +54,14 @@ def create_app(
     from frugalrec.serving.worker import Worker
 
     limits = limits or Limits()
+    key = None if api_key is None else usable_key(api_key, "api_key")
     engine = Engine(lm, limits)
     engine.check()
     service = Service(
         worker=Worker(engine.run, limits),
         model=name or _name(lm),
         fingerprint=f"fp_{lm.fingerprint[:16]}",
-        api_key=api_key,
+        api_key=key,
         local_only=local_only,
     )
     return build(service)
@@ -134,12 +137,12 @@ def check_address(host: str, port: int, allow_remote: bool) -> str | None:
     """Return the key that clients must send, or None where the address needs none.
 
     Raises:
-        ConfigError: If the port is none, or others can reach the address and that is not allowed or not
-            guarded by a key.
+        ConfigError: If the port is none, the key is none that a client can send, or others can reach the
+            address and that is not allowed or not guarded by a key.
     """
     if not 0 <= port <= 65535:
         raise ConfigError(f"a port lies between 0 and 65535; {port} does not.")
-    key = os.environ.get(KEY) or None
+    key = os.environ.get(KEY, "").strip() or None
     if not is_loopback(host):
         if not allow_remote:
             raise ConfigError(
@@ -148,7 +151,18 @@ def check_address(host: str, port: int, allow_remote: bool) -> str | None:
             )
         if key is None:
             raise ConfigError(f"a server that other machines can reach needs a key; put one into {KEY}.")
-    return key
+    return None if key is None else usable_key(key, KEY)
+
+
+def usable_key(key: str, name: str) -> str:
+    """Return a key without the line end that files and shells leave behind it.
+
+    Raises:
+        ConfigError: If no client can send it; never shows its value.
+    """
+    if not re.fullmatch(r"[!-~]+", key.strip()):
+        raise ConfigError(f"{name} must be a key of printable ASCII signs without blanks; choose another.")
+    return key.strip()
 
 
 def _name(lm: LocalLM) -> str:
@@ -185,4 +199,12 @@ def _server(app: FastAPI, limits: Limits) -> Any:
         server_header=False,
         timeout_graceful_shutdown=max(1, round(limits.shutdown_s)),
     )
-    return uvicorn.Server(settings)
+    server = uvicorn.Server(settings)
+    shutdown = server.shutdown
+
+    async def stop(sockets: list[socket.socket] | None = None) -> None:
+        app.state.service.worker.stopping()  # clients are waited for first, then the model: in one time
+        await shutdown(sockets)
+
+    server.shutdown = stop
+    return server

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from frugalrec.errors import FrugalrecError
+from frugalrec.serving.errors import contained
 from frugalrec.serving.jobs import Answer, Job
 from frugalrec.serving.limits import Limits
 
@@ -56,12 +57,15 @@ class Worker:
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._stop_by: float | None = None
         self._seconds_a_job = 0.1
 
     @property
     def queued(self) -> int:
-        """Jobs that wait."""
-        return len(self._waiting)
+        """Jobs that wait, without those whose clients have gone."""
+        with self._changed:
+            self._waiting = deque(entry for entry in self._waiting if not entry[1].cancelled())
+            return len(self._waiting)
 
     def submit(self, jobs: Sequence[Job]) -> list[Future[Answer]]:
         """Queue jobs, all or none.
@@ -74,27 +78,38 @@ class Worker:
         with self._changed:
             if self._closed:
                 raise ClosedError("the server is shutting down.")
-            if len(self._waiting) + len(jobs) > self.limits.queue:
-                seconds = max(1, math.ceil(self._seconds_a_job * len(self._waiting)))
+            if (queued := self.queued) + len(jobs) > self.limits.queue:
+                seconds = max(1, math.ceil(self._seconds_a_job * queued))
                 raise BusyError(
-                    f"{len(self._waiting)} texts are waiting, and the queue holds {self.limits.queue}; "
+                    f"{queued} texts are waiting, and the queue holds {self.limits.queue}; "
                     f"try again in {seconds} s.",
                     retry_after_s=seconds,
                 )
             self._waiting.extend(zip(jobs, futures, strict=True))
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._loop, name="frugalrec-model", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
         return futures
 
+    def stopping(self) -> None:
+        """Count the time to stop from now: waiting for clients and for the model share it."""
+        if self._stop_by is None:
+            self._stop_by = time.monotonic() + self.limits.shutdown_s
+
     def close(self, timeout_s: float | None = None) -> None:
-        """Take no more jobs, finish those that wait, and stop; what is not done in time is cancelled."""
+        """Take no more jobs, finish those that wait, and stop; what is not done in time is cancelled.
+
+        Args:
+            timeout_s: Seconds to wait; None waits as long as the limits say, from `stopping` on.
+        """
+        self.stopping()
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         if self._thread is not None:
-            self._thread.join(self.limits.shutdown_s if timeout_s is None else timeout_s)
+            left = (self._stop_by or 0.0) - time.monotonic()
+            self._thread.join(max(0.0, left if timeout_s is None else timeout_s))
         with self._changed:
             for _, future in self._waiting:
                 future.cancel()
@@ -124,9 +139,9 @@ class Worker:
         started = time.monotonic()
         try:
             results = self.run([job for job, _ in batch])
-        except Exception as error:  # the thread must outlive whatever a model does
+        except BaseException as error:  # the thread must outlive whatever a model does
             log.exception("a batch failed")
-            results = [error] * len(batch)
+            results = [contained(error)] * len(batch)
         self._count(results, time.monotonic() - started)
         for (_, future), result in zip(batch, results, strict=True):
             if isinstance(result, Answer):
