@@ -1,7 +1,6 @@
 """A tiny model behind the endpoint, called without a network."""
 
 import asyncio
-import json
 
 import httpx
 import pytest
@@ -64,15 +63,3 @@ def open_client():
 @pytest.fixture
 def client(open_client, llama):
     return open_client(llama, name="tiny")
-
-
-def content(reply):
-    assert reply.status_code == 200, reply.text
-    return reply.json()["choices"][0]["message"]["content"]
-
-
-def error(reply, status):
-    assert reply.status_code == status, reply.text
-    found = json.loads(reply.content)["error"]
-    assert set(found) == {"message", "type", "param", "code"}
-    return found

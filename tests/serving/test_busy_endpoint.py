@@ -5,8 +5,8 @@ import threading
 
 import httpx
 import pytest
+from served_replies import error
 
-from conftest import error
 from frugalrec.serving import Limits, create_app
 from frugalrec.serving.jobs import Answer
 

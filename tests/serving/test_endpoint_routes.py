@@ -6,9 +6,9 @@ import socket
 
 import httpx
 import pytest
+from served_replies import content, error
 from test_json_schema import RANKING
 
-from conftest import content, error
 from frugalrec.errors import ConfigError, ModelError
 from frugalrec.serving import Limits, serve, served
 from frugalrec.serving.server import check_address
