@@ -17,6 +17,9 @@ from frugalrec.stages import planning
 from frugalrec.testing.faulty_endpoint import FaultyEndpoint
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run at an endpoint that goes on living."""

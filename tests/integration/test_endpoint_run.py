@@ -15,6 +15,8 @@ from frugalrec.stages.live import rerank_live
 from frugalrec.testing.faulty_endpoint import FaultyEndpoint, seeded_faults
 from frugalrec.types import Ranking
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {
     "data.members": 60,
     "data.split": "user-time",
