@@ -16,7 +16,6 @@ from frugalrec.pipeline import run_pipeline
 from frugalrec.stages import planning
 from frugalrec.testing.faulty_endpoint import FaultyEndpoint
 
-
 pytestmark = pytest.mark.slow
 
 
