@@ -85,7 +85,7 @@ def test_train_then_recommend(command, club, tmp_path):
 def test_a_run_without_an_llm_then_report_and_recommend(command, club):
     words = ("run", club, "--llm", "none", "--model", "popularity", "--model", "ease", "--out", "r", "--json")
     report = json.loads(command(*words))
-    assert {arm["name"] for arm in report["arms"]} == {"popularity", "ease"}
+    assert {arm["name"] for arm in report["arms"]} == {"popularity", "ease", "lambdarank"}
     assert report["verdict"][0]
     assert json.loads(command("report", "r", "--json")) == report
     assert "report.html" in command("report", "r")
@@ -123,6 +123,7 @@ def test_a_changed_option_reruns_only_what_depends_on_it(command, club):
         "audit": True,
         "recommenders/popularity": True,
         "recommenders/ease": False,
+        "rivals/lambdarank": False,
     }
 
 
