@@ -28,9 +28,10 @@ from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.evaluation.ranks import ranks_from_ranking
 from frugalrec.grounding.listwise.result import GIVEN
 from frugalrec.ledger import Usage
+from frugalrec.llm.models import is_endpoint
 from frugalrec.rng import generator
 from frugalrec.stages.asking import Calibration
-from frugalrec.stages.cheap import CONTROLS, CheapArm
+from frugalrec.stages.cheap import CheapArm, other_models
 from frugalrec.stages.costs import budget_of, costs_of
 from frugalrec.stages.data import Prepared
 from frugalrec.stages.reranking import fused
@@ -106,7 +107,9 @@ def check(config: RunConfig) -> None:
                 f"the budget is {budget}, but prices are in {prices.currency}; use one currency."
             )
     if prices is not None and config.llm.model != "none":  # an unknown price is said now, not in the report
-        prices.money(Usage(tokens_in=1, tokens_out=1, tokens_cached=1, wall_s=1.0))
+        # an endpoint's cached tokens count as others where they have no price of their own
+        cached = 0 if is_endpoint(config.llm.model) else 1
+        prices.money(Usage(tokens_in=1, tokens_out=1, tokens_cached=cached, wall_s=1.0))
 
 
 def allocate_users(
@@ -160,9 +163,7 @@ def allocate_users(
 
 def second_stage(config: RunConfig, arms: Sequence[CheapArm], first: CheapArm) -> CheapArm | None:
     """Return the best other cheap model on validation: a second opinion, and a rival."""
-    primary = config.evaluation.primary
-    others = [arm for arm in arms if arm is not first and arm.name not in CONTROLS]
-    return max(others, key=lambda arm: arm.evaluations["valid"].mean(primary), default=None)
+    return next(iter(other_models(config, arms, first)), None)
 
 
 def signals_of(config: RunConfig, histories: Dataset, ranking: Ranking, second: Ranking | None) -> Signals:
@@ -183,9 +184,9 @@ def measure_gain(
     """Compare the cheap and the fused lists of calibration users, and learn for whom the LLM helps."""
     primary = config.evaluation.primary
     head = first.rankings["valid"].take(main.rows)
-    cheap = _fused(config, data, "valid", head, main, 0.0)
     weights = sorted({0.0, *config.llm.weights})
-    values = {weight: _fused(config, data, "valid", head, main, weight).values[primary] for weight in weights}
+    runs = {weight: _fused(config, data, "valid", head, main, weight) for weight in weights}
+    cheap, values = runs[0.0], {weight: run.values[primary] for weight, run in runs.items()}
     order = generator(config.seed, "calibration", "folds").permutation(head.users.size)
     # Whether a user is asked at all is decided later, so the weight of 0 is no choice here: it would hide
     # those whom the LLM helps behind those whom it harms.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -135,6 +136,13 @@ def choose_first_stage(config: RunConfig, arms: list[CheapArm]) -> CheapArm:
             return arm
     names = ", ".join(arm.name for arm in arms)
     raise ConfigError(f"recommenders.first_stage is {wanted!r}, which is not among the models: {names}.")
+
+
+def other_models(config: RunConfig, arms: Sequence[CheapArm], first: CheapArm) -> list[CheapArm]:
+    """Return the cheap models beside the first stage, best on validation first; controls are none."""
+    primary = config.evaluation.primary
+    others = [arm for arm in arms if arm is not first and arm.name not in CONTROLS]
+    return sorted(others, key=lambda arm: -arm.evaluations["valid"].mean(primary))
 
 
 def timed_fit(model: Recommender, train: Dataset, valid: Dataset | None) -> float:

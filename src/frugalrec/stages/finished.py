@@ -30,8 +30,11 @@ class Finished:
     main: asking.Calibration
     histories: Dataset
     """All that is known, the test fold included."""
-    weight: float
-    """The LLM's share in fused lists."""
+
+    @property
+    def weight(self) -> float:
+        """Return the LLM's share in fused lists."""
+        return self.main.weight
 
     @property
     def users(self) -> IntArray:
@@ -80,5 +83,4 @@ def open_finished(folder: Path, observer: Observer | None = None) -> Finished:
         second=allocating.second_stage(config, arms, first),
         main=main,
         histories=concatenate(prepared.split.history("test"), prepared.split.test),
-        weight=main.weight,
     )

@@ -18,7 +18,7 @@ from frugalrec.recommenders.learning_to_rank import LambdaRank
 from frugalrec.recommenders.second_opinions import hits, reordered
 from frugalrec.runs import Run
 from frugalrec.stages.artefacts import load_arrays, load_json, save_arrays, save_json
-from frugalrec.stages.cheap import CONTROLS, CheapArm, load_model
+from frugalrec.stages.cheap import CheapArm, load_model, other_models
 from frugalrec.stages.data import Prepared
 from frugalrec.types import Ranking
 
@@ -64,7 +64,7 @@ def learn_to_rank(
     found = hits(_head(config, first, "valid"), data.split.targets("valid"))
     if found.any(axis=1).sum() < FEWEST_LISTS:
         return None
-    opinions = _opinions(config, arms, first)
+    opinions = other_models(config, arms, first)[:MOST_OPINIONS]
     depth = config.llm.candidates
 
     def build(folder: Path, meter: Meter) -> None:
@@ -96,13 +96,6 @@ def learn_to_rank(
         fit_s=first.fit_s + sum(arm.fit_s for arm in opinions) + float(costs["fit_s"]),
         ms_per_user=first.ms_per_user + float(costs["ms_per_user"]),
     )
-
-
-def _opinions(config: RunConfig, arms: Sequence[CheapArm], first: CheapArm) -> list[CheapArm]:
-    """Return the best other cheap models on validation, best first."""
-    primary = config.evaluation.primary
-    others = [arm for arm in arms if arm is not first and arm.name not in CONTROLS]
-    return sorted(others, key=lambda arm: -arm.evaluations["valid"].mean(primary))[:MOST_OPINIONS]
 
 
 def _features(
