@@ -2,6 +2,7 @@ import sqlite3
 from dataclasses import replace
 
 import numpy as np
+import polars as pl
 import pytest
 
 pytest.importorskip("torch", reason="needs frugalrec[llm]")
@@ -292,6 +293,29 @@ def test_rows_that_do_not_fit_are_undefined(lm):
 def test_an_empty_history_and_an_untitled_item(lm):
     empty = fitted(lm, PROMPT, [], "", 512)
     assert lm.tokenizer.decode(empty.targets[:-1, 0]) == " untitled"
+
+
+def test_ids_of_untitled_items_are_not_read(lm):
+    titles = [None if code % 4 == 3 else title for code, title in enumerate(DATA.titles)]
+    holes = replace(DATA, item_text=DATA.item_text.with_columns(pl.Series("title", titles)))
+    scores = Effort(model=lm, prompt=PROMPT).score(ROWS, holes)
+    assert np.isnan(scores).tolist() == [titles[target] is None for target in ROWS.targets]
+    assert 0 < np.isnan(scores).sum() < len(ROWS)
+    # The same rows whose histories never held those items.
+    kept = np.array([titles[item] is not None for item in ROWS.items])
+    lengths = np.add.reduceat(kept.astype(np.int64), ROWS.indptr[:-1])
+    without = replace(
+        ROWS,
+        items=ROWS.items[kept],
+        indptr=np.concatenate([[0], lengths.cumsum()]),
+        values=None if ROWS.values is None else ROWS.values[kept],
+    )
+    expected = Effort(model=lm, prompt=PROMPT).score(without, DATA)
+    named = np.isfinite(scores)
+    np.testing.assert_allclose(scores[named], expected[named], rtol=1e-4)
+    nothing = replace(DATA, item_text=DATA.item_text.with_columns(pl.lit(None, pl.String).alias("title")))
+    with pytest.raises(ConfigError, match="give items titles"):
+        Effort(model=lm, prompt=PROMPT).score(ROWS, nothing)
 
 
 @pytest.mark.parametrize(

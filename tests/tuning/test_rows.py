@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 import numpy as np
+import polars as pl
 import pytest
 
 from frugalrec.data.examples import examples
@@ -52,6 +55,29 @@ def test_badly_rated_target_is_a_no_where_the_prompt_shows_ratings():
     assert [row.label for row in rows[::2]] == (EXAMPLES.labels >= 4).tolist()
     assert 0 < sum(row.label for row in rows[::2]) < len(EXAMPLES)
     assert all("watched" not in row.prompt for row in rows)
+
+
+def test_untitled_items_are_neither_shown_nor_asked_about():
+    missing = {EXAMPLES.targets[0], EXAMPLES.history(1)[0], EXAMPLES.history(2)[-1], *LISTS[3, :8].tolist()}
+    titles = [None if code in missing else title for code, title in enumerate(DATA.titles)]
+    holes = replace(DATA, item_text=DATA.item_text.with_columns(pl.Series("title", titles)))
+    for prompt in (PROMPT, RerankPrompt(noun="film", window=3, min_like=4)):
+        rows = build_rows(EXAMPLES, holes, LISTS, prompt, n_negatives=3)
+        named = [n for n, target in enumerate(EXAMPLES.targets) if titles[target] is not None]
+        assert 0 < len(named) < len(EXAMPLES)
+        assert sorted({row.group for row in rows}) == named
+        assert not any("item i" in row.prompt or "untitled" in row.prompt for row in rows)
+        for number in named:
+            shown = [place for place, item in enumerate(EXAMPLES.history(number)) if titles[item] is not None]
+            codes = EXAMPLES.history(number)[shown].tolist()
+            window = slice(EXAMPLES.indptr[number], EXAMPLES.indptr[number + 1])
+            prefix = prompt.for_history(codes, EXAMPLES.values[window][shown], DATA.titles)
+            part = [row.prompt for row in rows if row.group == number]
+            assert part[0] == prefix + prompt.suffix(DATA.titles[EXAMPLES.targets[number]])
+            assert len(part) == 4
+    nothing = replace(DATA, item_text=DATA.item_text.with_columns(pl.lit(None, pl.String).alias("title")))
+    with pytest.raises(DataError, match="none of 8 targets has a title"):
+        build_rows(EXAMPLES, nothing, LISTS, PROMPT)
 
 
 def test_bad_input_names_the_value():

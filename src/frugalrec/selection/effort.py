@@ -22,6 +22,7 @@ from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
 from frugalrec.engine import map_batches
 from frugalrec.errors import ConfigError, ModelError, require
+from frugalrec.grounding.questions import known_titles
 from frugalrec.ledger import Usage, measure
 from frugalrec.llm.next_title import NextTitlePrompt, fitted
 from frugalrec.rng import generator
@@ -39,9 +40,10 @@ log = logging.getLogger(__name__)
 class Effort(Scorer):
     """The norm of each row's gradient at the untuned LLM; harder rows score higher.
 
-    Undefined (NaN) for rows outside the `pool`, for rows whose answer alone exceeds `max_tokens`,
-    and where the LLM's numbers overflow. Values and labels of a row play no part. In `costs_`,
-    `tokens_cached` are those of the prompts' common opening, where it is computed once.
+    Undefined (NaN) for rows outside the `pool`, for rows whose target has no title or whose answer alone
+    exceeds `max_tokens`, and where the LLM's numbers overflow. History items without a title are not shown.
+    Values and labels of a row play no part. In `costs_`, `tokens_cached` are those of the prompts' common
+    opening, where it is computed once.
     """
 
     name: ClassVar[str] = "effort"
@@ -121,12 +123,13 @@ class Effort(Scorer):
             if self.pool is not None:
                 rng = generator(self.seed, "selection", "effort", "pool")
                 rows = np.sort(rng.permutation(rows)[: self.pool])
-            found = {int(row): self._query(lm, prompt, examples, dataset, int(row)) for row in rows}
+            titles = known_titles(None, dataset)
+            found = {int(row): self._query(lm, prompt, examples, titles, int(row)) for row in rows}
             queries = {row: query for row, query in found.items() if query is not None}
             if not queries:
                 raise ConfigError(
-                    f"effort: no row's prompt and answer fit into {self.max_tokens} tokens, even with an "
-                    "empty history; raise max_tokens."
+                    f"effort: no row has a titled target that fits into {self.max_tokens} tokens with its "
+                    "prompt, even with an empty history; raise max_tokens, or give items titles."
                 )
             norms, usage = self._norms(lm, list(queries.values()))
             meter.add(usage)
@@ -136,7 +139,7 @@ class Effort(Scorer):
         self.costs_ = {self.name: replace(usage, accelerator_s=held_s)}
         undefined = int(np.isnan(scores[rows]).sum())
         if undefined:
-            log.info("effort: %d of %d rows are too long or not finite: no score", undefined, rows.size)
+            log.info("effort: %d of %d rows too long, untitled or not finite: no score", undefined, rows.size)
         return scores
 
     def _check(self) -> None:
@@ -159,11 +162,11 @@ class Effort(Scorer):
             raise ConfigError(f"effort: a prompt has no such field: {error}.") from None
 
     def _query(
-        self, lm: LocalLM, prompt: NextTitlePrompt, examples: Examples, dataset: Dataset, row: int
+        self, lm: LocalLM, prompt: NextTitlePrompt, examples: Examples, titles: Sequence[str], row: int
     ) -> Query | None:
-        history = [dataset.titles[item] for item in examples.history(row)]
-        title = dataset.titles[examples.targets[row]]
-        return fitted(lm, prompt, history, title, self.max_tokens)
+        history = [titles[item] for item in examples.history(row) if titles[item]]
+        title = titles[examples.targets[row]]
+        return fitted(lm, prompt, history, title, self.max_tokens) if title else None
 
     def _norms(self, lm: LocalLM, queries: Sequence[Query]) -> tuple[FloatArray, Usage]:
         """Return the norms, NaN where they are not finite, and the tokens they took."""

@@ -15,6 +15,7 @@ from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError
 from frugalrec.evaluation.compare import difference
 from frugalrec.evaluation.evaluate import evaluate_ranking
+from frugalrec.grounding.questions import known_titles
 from frugalrec.ledger import measure
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.recommenders import create
@@ -99,7 +100,7 @@ def distil_head_of(request: HeadRequest, observer: Observer | None = None) -> di
         config = run_config(request.source)
         prepared, first, rows = _rows(run, config, request)
         lm = _loaded(request, config)
-        titles = list(prepared.dataset.titles)
+        titles = known_titles(None, prepared.dataset)
         soft = _lists(config, prepared, first, rows)
         student = distil_head(
             lm,
@@ -140,7 +141,7 @@ def recommend_with_head(folder: Path, histories: Dataset, users: Any, k: int, he
     config = run_config(folder)
     name = read_manifest(head)["base"]["name"] if config.llm.model == "none" else config.llm.model
     lm = LocalLM.load(name, dtype=config.llm.dtype)
-    student = CatalogueHead.load(lm, head, list(histories.titles))
+    student = CatalogueHead.load(lm, head, known_titles(None, histories))
     ranking, _ = student.ground(histories, users, k)
     student.close()
     return ranking

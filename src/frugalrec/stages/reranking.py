@@ -15,6 +15,7 @@ from frugalrec.grounding.fusion import fuse
 from frugalrec.grounding.listwise.prompt import LONGEST_HISTORY, ListwisePrompt
 from frugalrec.grounding.listwise.windows import WindowReranker
 from frugalrec.grounding.promotion import cap_promotions
+from frugalrec.grounding.questions import known_titles
 from frugalrec.grounding.reranking import Reranker
 from frugalrec.grounding.styles import make_reranker
 from frugalrec.llm.models import is_endpoint
@@ -153,16 +154,17 @@ def questions(config: RunConfig, ranking: Ranking) -> DoubleArray:
 
 def chars_read(config: RunConfig, histories: Dataset, ranking: Ranking) -> DoubleArray:
     """Return the characters that the LLM reads for each user, a shared prefix once, (n,)."""
-    titles, depth = histories.titles, config.llm.candidates
+    titles, depth = known_titles(None, histories), config.llm.candidates
     listwise = _prompt(config, histories, "listwise")
     pointwise = prompt_for(config, histories)
     at_once, asked = style_of(config) in ("listwise", "first-token"), questions(config, ranking)
     found = np.zeros(ranking.users.size)
     for row, user in enumerate(ranking.users.tolist()):
-        span = slice(histories.indptr[user], histories.indptr[user + 1])
-        values = None if histories.values is None else histories.values[span]
-        history, items = histories.items[span].tolist(), ranking.items[row, :depth]
-        shown = items[items != PAD].tolist()
+        first, last = histories.indptr[user], histories.indptr[user + 1]
+        at = [place for place in range(first, last) if titles[histories.items[place]]]
+        values = None if histories.values is None else histories.values[at]
+        history, items = histories.items[at].tolist(), ranking.items[row, :depth]
+        shown = [item for item in items[items != PAD].tolist() if titles[item]]
         if at_once and shown:
             words = listwise.for_history(history, values, titles)
             # A longer list is asked about in windows of about the same length.

@@ -17,6 +17,7 @@ from frugalrec.data.likes import chains
 from frugalrec.data.readers.tallrec import PointwiseRows, read_prompts
 from frugalrec.data.splits import Split, split
 from frugalrec.errors import ConfigError, DataError
+from frugalrec.grounding.questions import known_titles
 from frugalrec.llm.next_title import NextTitlePrompt
 from frugalrec.llm.preferences import PreferencePrompt, Style
 from frugalrec.llm.prompts import has_text
@@ -125,7 +126,8 @@ def from_dataset(
     """Draw rows history -> title from the train fold, and validation rows from the valid fold."""
     dataset = data.open_dataset(config, seed)
     folds = split(dataset, config.split, valid=config.valid, test=config.test)
-    rows = title_rows(examples(folds.train, window=window), dataset.titles)
+    titles = known_titles(None, dataset)
+    rows = title_rows(examples(folds.train, window=window), titles)
     wanted = min(TITLE_SHOTS, len(rows)) if shots is None else shots
     if not 1 <= wanted <= len(rows):
         raise DataError(
@@ -136,7 +138,7 @@ def from_dataset(
         noun = next((noun for mark, noun in data.NOUNS.items() if mark in dataset.name.lower()), "item")
     return TitleRows(
         rows=[rows[row] for row in drawn],
-        validation=_held_out(folds, dataset.titles, window, validation_rows, seed),
+        validation=_held_out(folds, titles, window, validation_rows, seed),
         prompt=NextTitlePrompt(noun=noun, window=window),
     )
 
@@ -175,7 +177,7 @@ def from_run(folder: Path, task: str, *, shots: int | None, validation_rows: int
         noun, window, titles = (
             data.noun_of(config, prepared.dataset),
             config.selection.window,
-            prepared.dataset.titles,
+            known_titles(None, prepared.dataset),
         )
         if task == "next-title":
             return TitleRows(

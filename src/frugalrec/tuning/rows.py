@@ -9,6 +9,7 @@ import numpy as np
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
 from frugalrec.errors import ConfigError, DataError
+from frugalrec.grounding.questions import known_titles
 from frugalrec.llm.prompts import RerankPrompt, has_text
 from frugalrec.rng import generator
 from frugalrec.tuning.base import TitleRow, TrainingRow
@@ -27,7 +28,8 @@ def build_rows(
     """Turn examples into yes/no rows: the target, and candidates of the cheap model in its place.
 
     Where the prompt shows ratings (`prompt.min_like`) and the target was rated below it, the target
-    is a No too: the user chose it and was disappointed.
+    is a No too: the user chose it and was disappointed. Items without a title are neither shown nor asked
+    about, as at inference, so an example whose target has none gives no row.
 
     Args:
         examples: The selected rows.
@@ -39,7 +41,7 @@ def build_rows(
         seed: Seed of the draw; a row's draw depends on its user and target only.
 
     Raises:
-        DataError: If the list has another number of rows than the examples.
+        DataError: If the list has another number of rows than the examples, or no target has a title.
     """
     lists = np.asarray(cheap_negatives)
     if lists.ndim != 2 or lists.shape[0] != len(examples):
@@ -48,14 +50,20 @@ def build_rows(
         )
     if n_negatives < 0:
         raise ConfigError(f"n_negatives must be at least 0, not {n_negatives}.")
+    titles = known_titles(None, dataset)
+    titled = np.array([bool(title) for title in titles])
+    named = np.flatnonzero(titled[examples.targets])
+    if len(examples) and not named.size:
+        raise DataError(f"none of {len(examples)} targets has a title; a language model needs titles.")
     rows: list[TrainingRow] = []
-    for number, (user, target) in enumerate(zip(examples.users, examples.targets, strict=True)):
-        history = examples.history(number)
+    for number in named.tolist():
+        user, target, history = examples.users[number], examples.targets[number], examples.history(number)
         window = slice(examples.indptr[number], examples.indptr[number + 1])
-        values = None if examples.values is None else examples.values[window]
-        prefix = prompt.for_history(history.tolist(), values, dataset.titles)
+        values = None if examples.values is None else examples.values[window][titled[history]]
+        prefix = prompt.for_history(history[titled[history]].tolist(), values, titles)
         known = np.concatenate([history, dataset.history(int(user)), [target, PAD]])
         free = lists[number][~np.isin(lists[number], known)]
+        free = free[titled[free]]
         draw = generator(seed, "negatives", int(user), int(target)).permutation(free.size)[:n_negatives]
         liked = (
             prompt.min_like is None
@@ -63,7 +71,7 @@ def build_rows(
             or bool(examples.labels[number] >= prompt.min_like)
         )
         for item, label in [(int(target), liked), *((int(free[i]), False) for i in draw)]:
-            text = prefix + prompt.suffix(dataset.titles[item])
+            text = prefix + prompt.suffix(titles[item])
             rows.append(TrainingRow(prompt=text, label=label, group=number))
     return rows
 
