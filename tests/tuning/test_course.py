@@ -13,8 +13,9 @@ pytest.importorskip("peft", reason="needs frugalrec[llm]")
 
 from frugalrec.errors import ModelError  # noqa: E402
 from frugalrec.tuning.schedule import Course  # noqa: E402
+from frugalrec.tuning.task import Task  # noqa: E402
 from frugalrec.tuning.trained import load_trained_weights, trained_weights  # noqa: E402
-from frugalrec.tuning.training import Task, follow  # noqa: E402
+from frugalrec.tuning.training import follow  # noqa: E402
 
 ORDER = [[0, 1], [2], [3, 0], [1, 2, 3], [0], [2, 1], [3], [0, 1, 2], [1], [3, 2]]
 ENDS = [2, 5, 7, 10]

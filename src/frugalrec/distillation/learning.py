@@ -15,7 +15,7 @@ from frugalrec.llm.prefix import Row
 from frugalrec.llm.scoring import Query, gathered_logits
 from frugalrec.tuning.packing import INPUTS, collate, pack
 from frugalrec.tuning.processes import unwrapped
-from frugalrec.tuning.training import Task
+from frugalrec.tuning.task import Task
 
 
 class DistilTask(Task[Lesson]):

@@ -261,7 +261,7 @@ def _trained(
 def _divergence(task: DistilTask, student: LocalLM, items: Sequence[Lesson]) -> float:
     """Return the mean KL(teacher || student) over all taught positions, in nats."""
     from frugalrec.llm.batching import token_batches
-    from frugalrec.tuning.training import VALIDATION_TOKENS, evaluated
+    from frugalrec.tuning.task import VALIDATION_TOKENS, evaluated
 
     total = 0.0
     for rows in token_batches([task.length(item) for item in items], VALIDATION_TOKENS):

@@ -23,7 +23,8 @@ from frugalrec.tuning.options import TuningOptions
 from frugalrec.tuning.processes import is_main, wait
 from frugalrec.tuning.reload import fresh_copy
 from frugalrec.tuning.spent import Spent
-from frugalrec.tuning.training import Item, Task, train
+from frugalrec.tuning.task import Item, Task
+from frugalrec.tuning.training import train
 from frugalrec.types import Adapter
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from frugalrec.llm.half_passes import entering, run_below
 from frugalrec.llm.scoring import Query
 from frugalrec.tuning.lora import layer_list
 from frugalrec.tuning.processes import unwrapped
-from frugalrec.tuning.training import VALIDATION_TOKENS, Item, Task, evaluated
+from frugalrec.tuning.task import VALIDATION_TOKENS, Item, Task, evaluated
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 
 from frugalrec.llm.scoring import Query, gathered_logits
 from frugalrec.tuning.processes import unwrapped
-from frugalrec.tuning.training import Task
+from frugalrec.tuning.task import Task
 
 
 class ResponseTask(Task[Query]):

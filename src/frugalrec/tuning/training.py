@@ -1,8 +1,8 @@
 """Training under the Hugging Face Trainer: any task, seeded order, validation, checkpoints, resume.
 
-What a row is, how rows become a batch and what their loss is are the business of a `Task`. While it
-trains, the Trainer keeps one checkpoint with its optimizer state, which a killed run resumes from
-(read with `weights_only`). Under `accelerate launch` each process computes its share of every step.
+What is learned is the business of a `Task`. While it trains, the Trainer keeps one checkpoint with its
+optimizer state, which a killed run resumes from (read with `weights_only`). Under `accelerate launch`
+each process computes its share of every step.
 """
 
 from __future__ import annotations
@@ -11,84 +11,27 @@ import json
 import os
 import shutil
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, Trainer, TrainerState, TrainingArguments
 
-from frugalrec.llm.batching import token_batches
-from frugalrec.llm.scoring import Query
 from frugalrec.tuning.base import Progress
 from frugalrec.tuning.fast_lora import fast_lora
 from frugalrec.tuning.processes import is_main, processes, unwrapped, wait
 from frugalrec.tuning.reporter import Reporter
 from frugalrec.tuning.schedule import Course, batches, rate, shares
+from frugalrec.tuning.task import Item, Task
 from frugalrec.tuning.trained import load_trained_weights, trained_weights
-
-Item = TypeVar("Item")
 
 FACTOR = "share_factor"
 TRAINED = "trained.safetensors"
 """What a checkpoint keeps of a network: the weights that are trained."""
-VALIDATION_TOKENS = 2048
-"""Padded tokens in one pass over validation rows."""
-
-
-class Task(ABC, Generic[Item]):
-    """What is learned: the items of a training set, and the loss of some of them."""
-
-    @abstractmethod
-    def length(self, item: Item) -> int:
-        """Return the tokens that computing an item costs."""
-
-    def weight(self, item: Item) -> float:
-        """Return how much an item counts in the mean loss of a batch; default: all the same."""
-        return 1.0
-
-    @abstractmethod
-    def collate(self, items: Sequence[Item]) -> dict[str, torch.Tensor]:
-        """Return the tensors of a batch, on the CPU."""
-
-    @abstractmethod
-    def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Return the mean loss of a batch, by weight; `model` may be wrapped (see `processes.unwrapped`)."""
-
-    @abstractmethod
-    def queries(self, items: Sequence[Item]) -> list[Query]:
-        """Return what inference would read of these items: the saved adapter is checked with it."""
-
-    def judge(self, model: Any, items: Sequence[Item]) -> dict[str, float]:
-        """Return validation figures, with `loss`, the mean over items by weight, without dropout."""
-        total = weight = 0.0
-        for rows in token_batches([self.length(item) for item in items], VALIDATION_TOKENS):
-            part = [items[row] for row in rows]
-            share = sum(map(self.weight, part))
-            if share:
-                total += share * float(evaluated(model, self.collate(part), self.loss))
-                weight += share
-        return {"loss": total / weight}
-
-
-@torch.no_grad()
-def evaluated(
-    model: Any,
-    batch: dict[str, torch.Tensor],
-    compute: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
-) -> torch.Tensor:
-    """Return what `compute` makes of a batch on the model's device, without dropout and gradients."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    try:
-        return compute(model, {name: tensor.to(device) for name, tensor in batch.items()})
-    finally:
-        model.train(was_training)
 
 
 class _Trainer(Trainer):  # type: ignore[misc]

@@ -16,7 +16,7 @@ from frugalrec.llm.prefix import Row
 from frugalrec.llm.scoring import Query
 from frugalrec.tuning.losses import LOSSES
 from frugalrec.tuning.packing import answer_logits, collate
-from frugalrec.tuning.training import VALIDATION_TOKENS, Task, evaluated
+from frugalrec.tuning.task import VALIDATION_TOKENS, Task, evaluated
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from frugalrec.distillation.pod.encoding import Row
 from frugalrec.distillation.pod.model import Mean
 from frugalrec.llm.scoring import CausalScorer, Query, Seq2SeqScorer, gathered_logits
 from frugalrec.tuning.processes import unwrapped
-from frugalrec.tuning.training import Task
+from frugalrec.tuning.task import Task
 from frugalrec.types import IntArray, LongArray
 
 if TYPE_CHECKING:
