@@ -155,3 +155,9 @@ def test_scores_of_other_rows_are_no_ground_to_choose_on():
         scorer.choose(np.zeros(4), 2)
     with pytest.raises(DataError, match="no title has a word"):
         create("tf-dcon").score(ROWS, titled(DATA, ["?"] * 8))
+
+
+def test_an_id_is_no_word():
+    untitled = replace(DATA, item_text=DATA.item_text.with_columns(pl.lit(None, pl.String).alias(TITLE)))
+    with pytest.raises(DataError, match="no title has a word"):
+        create("tf-dcon").score(ROWS, untitled)

@@ -16,6 +16,7 @@ import scipy.sparse as sp
 from frugalrec.data.dataset import Dataset
 from frugalrec.data.examples import Examples
 from frugalrec.errors import DataError
+from frugalrec.grounding.questions import known_titles
 from frugalrec.ledger import measure
 from frugalrec.rng import generator
 from frugalrec.selection.base import Scorer, parse_budget
@@ -63,7 +64,7 @@ class TFDCon(Scorer):
             check_groups(self.clusters, len(examples), "rows")
         if self.vectors is None:
             rng = generator(self.seed, "selection", "tf-dcon", "vectors")
-            items = title_vectors(dataset.titles, self.dimensions, rng)
+            items = title_vectors(known_titles(None, dataset), self.dimensions, rng)
         else:
             items = finite(self.vectors, "tf-dcon: vectors of the items", (dataset.n_items, None))
         self.rows_ = row_vectors(examples, items)
