@@ -155,16 +155,17 @@ def questions(config: RunConfig, ranking: Ranking) -> DoubleArray:
 def chars_read(config: RunConfig, histories: Dataset, ranking: Ranking) -> DoubleArray:
     """Return the characters that the LLM reads for each user, a shared prefix once, (n,)."""
     titles, depth = known_titles(None, histories), config.llm.candidates
+    titled = np.array([bool(title) for title in titles])
     listwise = _prompt(config, histories, "listwise")
     pointwise = prompt_for(config, histories)
     at_once, asked = style_of(config) in ("listwise", "first-token"), questions(config, ranking)
     found = np.zeros(ranking.users.size)
     for row, user in enumerate(ranking.users.tolist()):
         first, last = histories.indptr[user], histories.indptr[user + 1]
-        at = [place for place in range(first, last) if titles[histories.items[place]]]
+        at = first + np.flatnonzero(titled[histories.items[first:last]])
         values = None if histories.values is None else histories.values[at]
         history, items = histories.items[at].tolist(), ranking.items[row, :depth]
-        shown = [item for item in items[items != PAD].tolist() if titles[item]]
+        shown = items[(items != PAD) & titled[items]].tolist()
         if at_once and shown:
             words = listwise.for_history(history, values, titles)
             # A longer list is asked about in windows of about the same length.
