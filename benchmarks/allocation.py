@@ -2,6 +2,7 @@
 
     python benchmarks/allocation.py --data ml-100k            # three seeds; an hour or two on two cores
     python benchmarks/allocation.py --data ml-latest-small
+    python benchmarks/allocation.py --data ml-100k --planted  # after the first: a control with a known gain
     python benchmarks/allocation.py --quick                   # a film club of 160 members, one seed: minutes
 
 Each user's interactions are cut by time (80/10/10). A seed is a whole run (`frugalrec.pipeline`), kept and
@@ -20,6 +21,10 @@ user is measured at a weight that others chose.
   it does (`proven`), so that a run would spend at all, is said for each seed.
 - `no gain`: the untuned model under `gain-per-cost`: what is decided where there is nothing to gain.
 
+`--planted` is the positive control: the same runs, lists, costs and rules, but the answers are made up. For
+the third of the users with the rarest histories the LLM raises the held-out items, for all others it
+answers by chance. No rule is told which third; `gain-per-cost` has to find it from the calibration users.
+
 The last line is JSON: `baseline_s` are the seconds that the LLM took for all test users, `ours_s` the share
 of them that falls to the users of `gain-per-cost`, by tokens, and `calibration_s` what the calibration users
 took before; `equal` says whether no budget was passed.
@@ -33,7 +38,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -48,8 +53,10 @@ from frugalrec.evaluation import controls
 from frugalrec.evaluation.compare import average_seeds, difference
 from frugalrec.evaluation.evaluate import evaluate_ranking
 from frugalrec.evaluation.frontier import Frontier, Trial, frontier
-from frugalrec.grounding.fusion import fuse
+from frugalrec.grounding.fusion import choose_weight, fuse
 from frugalrec.pipeline import run_pipeline
+from frugalrec.recommenders.second_opinions import hits
+from frugalrec.rng import generator
 from frugalrec.runs import Run
 from frugalrec.stages import allocating
 from frugalrec.stages.artefacts import load_arrays, load_json
@@ -63,6 +70,8 @@ METRIC = "ndcg@10"
 RULES = ("gain-per-cost", "uncertainty", "weak-quantile", "fewest-interactions", "random", "oracle")
 SHARE = 0.3
 """Of the cost of asking about everybody."""
+KNOWLEDGE = 1.0
+"""By how many standard deviations planted answers raise what a user will take up."""
 
 
 @dataclass
@@ -226,6 +235,41 @@ class Seed:
         shrunk[label.users] = label.shrunk
         values = shrunk[self.whole.users]
         return self.by_name(values <= np.quantile(values[np.isfinite(values)], 0.1))
+
+
+class Planted(Seed):
+    """A seed with made-up answers: where there is a gain, and for whom, is known."""
+
+    @cached_property
+    def done(self) -> Finished:
+        """The run, with made-up answers of the calibration users."""
+        done = super().done
+        head = done.first.rankings["valid"].take(done.main.rows)
+        odds = self._answers(done, "valid", head)
+        split, depth = done.data.split, done.config.llm.candidates
+
+        def value(weight: float) -> float:
+            lists = fuse(head, odds, weight, depth)
+            history = split.history("valid")
+            return evaluate_ranking("", lists, split.targets("valid"), [METRIC], seen=history).mean(METRIC)
+
+        choice = choose_weight(done.config.llm.weights, value)
+        return replace(done, main=replace(done.main, odds=odds, choice=choice))
+
+    @cached_property
+    def odds(self) -> Any:
+        """The made-up answers of the test users."""
+        return self._answers(self.done, "test", self.whole)
+
+    def _answers(self, done: Finished, fold: Any, lists: Ranking) -> Any:
+        """Return noise, and for some users the truth on top."""
+        split, depth = done.data.split, done.config.llm.candidates
+        signals = allocating.signals_of(done.config, split.history(fold), lists, None)
+        rarity = signals.column("history_popularity")
+        knows = rarity <= np.quantile(rarity, 1 / 3)
+        found = hits(lists, split.targets(fold))[:, :depth]
+        noise = generator(self.number, "planted", fold).standard_normal(found.shape)
+        return (noise + KNOWLEDGE * (found & knows[:, None])).astype(np.float32)
 
 
 def configured(options: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -392,7 +436,8 @@ def main() -> None:
         import torch
 
         torch.set_num_threads(options.threads)
-    seeds = [Seed(options, number) for number in options.seeds]
+    kind = Planted if options.planted else Seed
+    seeds = [kind(options, number) for number in options.seeds]
     found, rows = policies(seeds)
     table = arms(seeds)
     seconds: Mapping[str, float] = {"ours": 0.0, "all": 0.0, "calibration": 0.0}
@@ -410,7 +455,7 @@ def main() -> None:
         json.dumps(
             finite(
                 {
-                    "benchmark": f"allocation: {options.data}",
+                    "benchmark": f"allocation: {options.data}{', planted answers' * options.planted}",
                     "ours_s": seconds["ours"],
                     "baseline_s": seconds["all"],
                     "ratio": seconds["all"] / seconds["ours"] if seconds["ours"] else None,
@@ -425,7 +470,7 @@ def main() -> None:
                     "first_stage": [seed.done.first.name for seed in seeds],
                     "policies": rows,
                     "arms": table,
-                    "no_gain": without_gain(options) if options.untuned else None,
+                    "no_gain": without_gain(options) if options.untuned and not options.planted else None,
                     "versions": {
                         "python": platform.python_version(),
                         **{name: version(name) for name in ("numpy", "torch", "transformers", "peft")},
@@ -440,6 +485,7 @@ def arguments() -> argparse.Namespace:
     """Return the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a film club of 160 members, one seed")
+    parser.add_argument("--planted", action="store_true", help="made-up answers: a control with a known gain")
     parser.add_argument("--data", default="ml-100k", help="ml-100k, ml-latest-small or film-club")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=128, help="training samples of the LLM")

@@ -1,5 +1,7 @@
 """The rival that needs no LLM: boosted trees over the first stage's candidates, as a stage of the run."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,17 @@ def test_a_second_call_finds_it_finished_and_equal(base):
     again, stages = learned(base)
     assert stages[-1].reused
     assert np.array_equal(first.ranking.items, again.ranking.items)
+
+
+def test_a_first_stage_opened_again_is_no_opinion_of_its_own(base):
+    folder, data, fitted, first = base
+    config = configuration.load(None, SETTINGS)
+    twin = dataclasses.replace(first)
+    assert {arm.name for arm in cheap.other_models(config, fitted, twin)} == {"popularity", "markov"}
+    with Run(folder) as run:
+        rivals.learn_to_rank(run, config, data, fitted, first)
+        rivals.learn_to_rank(run, config, data, fitted, twin)
+    assert run.stages[-1].reused
 
 
 def test_it_stands_aside_where_it_cannot_learn(base, monkeypatch):

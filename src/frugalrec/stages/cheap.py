@@ -141,7 +141,7 @@ def choose_first_stage(config: RunConfig, arms: list[CheapArm]) -> CheapArm:
 def other_models(config: RunConfig, arms: Sequence[CheapArm], first: CheapArm) -> list[CheapArm]:
     """Return the cheap models beside the first stage, best on validation first; controls are none."""
     primary = config.evaluation.primary
-    others = [arm for arm in arms if arm is not first and arm.name not in CONTROLS]
+    others = [arm for arm in arms if arm.name != first.name and arm.name not in CONTROLS]
     return sorted(others, key=lambda arm: -arm.evaluations["valid"].mean(primary))
 
 

@@ -71,7 +71,7 @@ def assemble(
 ) -> Report:
     """Compare all arms on the test users, and say what each costs."""
     prices = config.price_table()
-    candidates = [cheap_arm(config, data, arm, arm is first) for arm in arms]
+    candidates = [cheap_arm(config, data, arm, arm.name == first.name) for arm in arms]
     if rival is not None:
         candidates.append(rival_arm(config, data, first, rival))
     if served is not None:
@@ -141,7 +141,7 @@ def _shown(
 ) -> list[Candidate]:
     """Return the arms that the tables by segment show: the first stage, its LLM arms and a rival."""
     primary = config.evaluation.primary
-    rivals = [a for a in arms if a is not first and a.name not in CONTROLS]
+    rivals = [a for a in arms if a.name != first.name and a.name not in CONTROLS]
     rival = max(rivals, key=lambda a: a.evaluations["valid"].mean(primary), default=None)
     llm = [c.name for c in candidates if c.kind in ("llm", "fusion")]
     wanted = {first.name, "popularity", LAMBDARANK, *llm[-2:], "random-permutation"}
