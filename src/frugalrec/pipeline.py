@@ -51,9 +51,10 @@ def run_pipeline(
         first = cheap.choose_first_stage(config, arms)
         rival = rivals.learn_to_rank(run, config, prepared, arms, first)
 
-        # the LLM, unless the run goes without
+        # the LLM, unless the run goes without, or no answer of it could be worth anything
         served, routing = None, None
-        if model is not None:
+        pointless = None if model is None else allocating.why_pointless(config, prepared, first)
+        if model is not None and pointless is None:
             # selection: a few training samples; tuning: LoRA with yes/no scoring on them
             samples = selection.select_samples(run, config, prepared)
             tuned = llm.tune(run, config, prepared, first, samples, model)
@@ -67,7 +68,9 @@ def run_pipeline(
             )
 
         # evaluation: every arm and every control over the same users; reporting
-        report = results.assemble(run, config, prepared, arms, first, served, routing, rival, command)
+        report = results.assemble(
+            run, config, prepared, arms, first, served, routing, rival, command, pointless
+        )
         with storage_errors(folder):
             write(report, folder)
         return report

@@ -11,6 +11,7 @@ from frugalrec.data.dataset import Dataset
 from frugalrec.errors import ConfigError, ModelError
 from frugalrec.llm.http.accounts import spent
 from frugalrec.pipeline import run_pipeline
+from frugalrec.stages.finished import open_finished
 from frugalrec.stages.live import rerank_live
 from frugalrec.testing.faulty_endpoint import FaultyEndpoint, seeded_faults
 from frugalrec.types import Ranking
@@ -66,6 +67,21 @@ def test_a_run_asks_each_user_once_and_a_second_run_asks_nobody(tmp_path):
         # another option re-runs the stage; what is known is not asked again
         run(server, tmp_path, allocation__budget=35)
         assert server.calls == 60
+
+
+def test_where_no_order_can_be_better_nobody_is_asked(tmp_path):
+    # the order of six places cannot change who has a hit among ten
+    changes = {"allocation__policy": "gain-per-cost", "evaluation__primary": "hit@10"}
+    with FaultyEndpoint(reply=backwards) as server:
+        report = run(server, tmp_path, **changes)
+        assert server.calls == 0
+        assert any("asked nothing" in note and "first 6 places" in note for note in report.notes)
+        assert not [arm for arm in report.arms if arm.kind in ("llm", "fusion")]
+        with pytest.raises(ConfigError, match="asked its LLM nothing"):
+            open_finished(tmp_path)
+        # who is told whom to ask asks
+        run(server, tmp_path, **{**changes, "allocation__policy": "random"})
+        assert server.calls == 55
 
 
 def test_no_request_names_a_user_or_an_item_id(tmp_path):

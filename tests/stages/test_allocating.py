@@ -137,6 +137,25 @@ def test_those_whom_it_helps_are_found_behind_those_whom_it_harms(base):
     assert facts["routed"] == int(chosen.sum())
 
 
+def test_nothing_is_asked_where_the_candidates_hold_nothing(base):
+    _, data, _, first = base
+    config = configuration.load(None, {**SETTINGS, "allocation.policy": "gain-per-cost"})
+    assert allocating.why_pointless(config, data, first) is None
+    lists = first.rankings["valid"]
+    targets = data.split.targets("valid")
+    missed = [
+        [item for item in row if item not in targets.history(user)][:10]
+        for user, row in zip(lists.users.tolist(), lists.items.tolist(), strict=True)
+    ]
+    full = np.array([len(row) == 10 for row in missed])
+    items = np.array([row for row in missed if len(row) == 10], dtype=np.int32)
+    worst = Ranking(users=lists.users[full], items=items, scores=lists.scores[full, :10])
+    hopeless = dataclasses.replace(first, rankings={**first.rankings, "valid": worst})
+    assert "spend nothing" in allocating.why_pointless(config, data, hopeless)
+    told = configuration.load(None, {**SETTINGS, "allocation.policy": "random"})
+    assert allocating.why_pointless(told, data, hopeless) is None
+
+
 def test_unanswered_calibration_users_prove_nothing(base):
     reasons = {"answered": 20, "unavailable": 220}
     facts, routing = facts_of(

@@ -141,24 +141,28 @@ def allocate_users(
         evidence=Evidence(weakness=weakness, signals=signals, gain=estimate),
         floor=section.floor,
     )
-    head = first.rankings["valid"].take(main.rows)
-    room = check_headroom(
-        head,
-        data.split.targets("valid"),
-        min(config.llm.candidates, head.k),
-        config.evaluation.primary,
-        seen=data.split.history("valid"),
-    )
     return Routing(
         allocation=allocation,
         costs=costs,
-        headroom=room,
+        headroom=_headroom(config, data, first.rankings["valid"].take(main.rows)),
         measured=measured,
         estimate=estimate,
         weakness=weakness,
         signals=signals,
         weight=main.weight,
     )
+
+
+def why_pointless(config: RunConfig, data: Prepared, first: CheapArm) -> str | None:
+    """Return why no LLM should be asked at all, before anything is paid; None if it should.
+
+    Only `gain-per-cost` looks first: other policies are told whom to ask. All validation users count, since
+    looking costs no call.
+    """
+    if policy_name(config.allocation.policy) != "gain-per-cost":
+        return None
+    room = _headroom(config, data, first.rankings["valid"])
+    return None if room.worthwhile else str(room)
 
 
 def second_stage(config: RunConfig, arms: Sequence[CheapArm], first: CheapArm) -> CheapArm | None:
@@ -219,6 +223,17 @@ def cross_fitted(table: DoubleArray, folds: LongArray) -> DoubleArray:
         others = table[:, ~inside] if (~inside).any() else table
         found[inside] = table[int(np.argmax(np.nanmean(others, axis=1))), inside]
     return found
+
+
+def _headroom(config: RunConfig, data: Prepared, lists: Ranking) -> Headroom:
+    """Return what re-ranking could gain at most for the users of some validation lists."""
+    return check_headroom(
+        lists,
+        data.split.targets("valid"),
+        min(config.llm.candidates, lists.k),
+        config.evaluation.primary,
+        seen=data.split.history("valid"),
+    )
 
 
 def _fused(

@@ -71,6 +71,8 @@ def open_finished(folder: Path, observer: Observer | None = None) -> Finished:
         prepared = data.prepare(run, config)
         arms = [cheap.fit_and_evaluate(run, config, prepared, n) for n in cheap.applicable(config, prepared)]
         first = cheap.choose_first_stage(config, arms)
+        if (pointless := allocating.why_pointless(config, prepared, first)) is not None:
+            raise ConfigError(f"the run in {folder} asked its LLM nothing: {pointless}")
         samples = selection.select_samples(run, config, prepared)
         tuned = llm.tune(run, config, prepared, first, samples, model)
         calibrated = asking.calibrate(run, config, prepared, first, tuned, model)

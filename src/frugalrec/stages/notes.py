@@ -11,7 +11,13 @@ from frugalrec.stages.rivals import Rival, available
 ANSWERED = ("answered", "cached")
 
 
-def notes(config: RunConfig, data: Prepared, served: Served | None, rival: Rival | None) -> tuple[str, ...]:
+def notes(
+    config: RunConfig,
+    data: Prepared,
+    served: Served | None,
+    rival: Rival | None,
+    pointless: str | None = None,
+) -> tuple[str, ...]:
     """Return what a reader of the report should bear in mind."""
     found = [
         f"One seed ({config.seed}): intervals are over users, not over seeds. "
@@ -29,6 +35,8 @@ def notes(config: RunConfig, data: Prepared, served: Served | None, rival: Rival
         rest = "" if n == m else " The others keep the cheap list, in every LLM row and its controls."
         found.append(f"The LLM re-ranked {who} test users (policy {served.allocation.policy}).{rest}")
         found += failures(served)
+    if pointless is not None:
+        found.append(f"The LLM was asked nothing: {pointless}")
     if rival is None and config.recommenders.learning_to_rank:
         why = "too few validation lists hold a right item" if available() else "LightGBM is not installed"
         found.append(f"Boosted trees over the same candidates were left out: {why}.")

@@ -68,8 +68,9 @@ def assemble(
     routing: Routing | None,
     rival: Rival | None,
     command: str,
+    pointless: str | None = None,
 ) -> Report:
-    """Compare all arms on the test users, and say what each costs."""
+    """Compare all arms on the test users, and say what each costs, and why no LLM was asked if it was not."""
     prices = config.price_table()
     candidates = [cheap_arm(config, data, arm, arm.name == first.name) for arm in arms]
     if rival is not None:
@@ -101,7 +102,7 @@ def assemble(
         tuning=_tuning(served, config) if served else None,
         weights=_weights(chosen, config) if chosen else None,
         allocation=allocation_facts(config, data, first, routing, served) if served and routing else None,
-        notes=notes(config, data, served, rival),
+        notes=notes(config, data, served, rival, pointless),
         versions=_versions(),
         seeds={"run": config.seed},
         hashes=_hashes(data, served),
