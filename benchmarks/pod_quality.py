@@ -10,7 +10,9 @@ items are ranked but for the user's own history. Rows, `--seeds` each where ther
 - `popularity`, `markov`;
 - `sasrec`: cross-entropy over the whole catalogue; the epoch is chosen on validation;
 - `sasrecs`: the mean of the seeds' next-item distributions, the student's teacher;
-- `student, words`: `ItemStudent` with MiniLM vectors of the titles (Beauty only, Sports has none);
+- `titles`: likeness of MiniLM vectors of the titles alone, and `sasrec, titles`: a share of it on top of
+  SASRec, chosen on validation (controls; Beauty only, Sports has no titles);
+- `student, words`: `ItemStudent` with the vectors in its item table, and such a share on top;
 - `student`: the same, taught by the teacher too;
 - `pod, published`: a T5 of random weights trained on the sequential task by `legacy.published` (all faults
   but the leaked numbers), asked by 20 free beams; `pod`: the same network, vectors and tasks repaired, random
@@ -56,6 +58,7 @@ from frugalrec.llm.encoders import SentenceEncoder
 from frugalrec.recommenders import create
 from frugalrec.recommenders.batching import training_windows
 from frugalrec.recommenders.sequential import SASRec
+from frugalrec.recommenders.title_match import TitleMatch, best_share
 from frugalrec.types import FloatArray, Ranking
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -68,6 +71,8 @@ PUBLISHED = {
     "amazon-sports": {"TIGER": (0.0264, 0.0181, 0.0400, 0.0225)},
 }
 RESAMPLES = 2_000
+MATCH_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
+"""Shares of the titles' likeness that validation chooses from."""
 PODS = {"pod, published": "published", "pod": "repaired", "discrete": "discrete"}
 """Rows of generative models -> how they are trained."""
 ARMS = ["words", "taught", *PODS]
@@ -106,7 +111,10 @@ class Work:
         model = make(self.options.folder / self.options.data / name)
         model.fit(self.parts.train, self.parts.valid)
         self.fit_s[name] = sum(epoch["seconds"] for epoch in model.history_)
-        log(f"{name}: {len(model.history_)} epochs, best {model.best_epoch_}, {self.fit_s[name]:.0f} s")
+        share = f", titles' share {model.match_share_}" if isinstance(model, ItemStudent) else ""
+        log(
+            f"{name}: {len(model.history_)} epochs, best {model.best_epoch_}, {self.fit_s[name]:.0f} s{share}"
+        )
         return model
 
     def sasrec(self, seed: int) -> SASRec:
@@ -122,6 +130,8 @@ class Work:
             "threads": self.options.threads,
             "title_vectors": self.title_vectors,
             "prompt_vectors": self.options.prompt_vectors,
+            "match_shares": () if self.title_vectors is None else MATCH_SHARES,
+            "embedding_size": self.options.width,
         }
         if soft is not None:
             options |= {
@@ -223,6 +233,23 @@ class Work:
             "invalid": facts["invalid"],
         }
 
+    def with_titles(self, model: SASRec, titles: TitleMatch) -> dict[str, Any]:
+        """Return the per-user metrics of a model with a share of the titles' likeness on top."""
+        train, history = self.parts.train, self.history
+        share, _ = best_share(
+            lambda users: model.score(users, train),
+            lambda users: titles.score(users, train),
+            self.parts.valid,
+            train,
+            MATCH_SHARES,
+        )
+        log(f"{model.name}, seed {model.seed}: titles' share {share}")
+        found = self.judged(
+            "sasrec, titles",
+            lambda users: model.score(users, history) + np.float32(share) * titles.score(users, history),
+        )
+        return {**found, "share": share}
+
     def judged(self, arm: str, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
         """Return the per-user metrics of scores of all items, and what scoring took."""
         spent = 0.0
@@ -298,6 +325,10 @@ def judge(work: Work, table: Table) -> None:
         return torch.stack([torch.softmax(one, dim=1) for one in said]).mean(dim=0).numpy()
 
     table.add("sasrecs", [work.judged("sasrecs", together)])
+    if work.title_vectors is not None:
+        titles = TitleMatch(vectors=work.title_vectors).fit(work.parts.train)
+        table.add("titles", [scored(titles)])
+        table.add("sasrec, titles", [work.with_titles(model, titles) for model in work.teachers])
     if work.title_vectors is not None and "words" in options.arms:
         table.add("student, words", [scored(work.student(seed, None)) for seed in options.seeds])
     if "taught" in options.arms:
@@ -341,7 +372,7 @@ def report(
         "options": {
             n: getattr(options, n)
             for n in (
-                *("epochs", "prompt_vectors", "soft_weight", "temperature", "dropout"),
+                *("epochs", "width", "prompt_vectors", "soft_weight", "temperature", "dropout"),
                 *("pod_epochs", "pod_width", "pod_layers"),
             )
         },
@@ -358,6 +389,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS)
     parser.add_argument("--epochs", type=int, default=14, help="the most; fewer if validation stops rising")
+    parser.add_argument("--width", type=int, default=64, help="of the student")
     parser.add_argument("--prompt-vectors", type=int, default=0)
     parser.add_argument("--soft-weight", type=float, default=0.5)
     parser.add_argument("--temperature", type=float, default=1.0)

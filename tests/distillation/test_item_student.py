@@ -20,6 +20,7 @@ from frugalrec.errors import ConfigError, DataError
 from frugalrec.recommenders.batching import Windows, training_windows
 from frugalrec.recommenders.losses import catalogue_loss
 from frugalrec.recommenders.sequential import SASRec
+from frugalrec.recommenders.title_match import TitleMatch
 
 SMALL = {"embedding_size": 8, "layers": 1, "heads": 1, "max_length": 12, "threads": 1, "seed": 3}
 
@@ -178,6 +179,27 @@ def test_save_load_and_what_is_refused(folds: Split, titles: np.ndarray, tmp_pat
     assert other.n_items == folds.train.n_items
     with pytest.raises(DataError, match="another catalogue"):
         ItemStudent(**SMALL, title_vectors=titles).load(tmp_path, other)
+
+
+def test_a_share_of_the_titles_is_chosen_kept_and_refused_without_them(
+    folds: Split, titles: np.ndarray, tmp_path: Path
+) -> None:
+    plain = ItemStudent(**SMALL, epochs=1, title_vectors=titles).fit(folds.train, folds.valid)
+    options = SMALL | {"title_vectors": titles, "match_shares": (0.5, 1000.0)}
+    student = ItemStudent(**options, epochs=1, checkpoint=tmp_path / "c").fit(folds.train, folds.valid)
+    assert student.match_share_ in (0.0, 0.5, 1000.0)
+    student.match_share_ = 0.5
+    match = TitleMatch(vectors=titles).fit(folds.train)
+    users, history = folds.users("test")[:9], folds.history("test")
+    wanted = plain.score(users, history) + 0.5 * match.score(users, history)
+    np.testing.assert_allclose(student.score(users, history), wanted, atol=1e-5)
+    student.save(tmp_path / "s")
+    again = ItemStudent(**options).load(tmp_path / "s", folds.train)
+    np.testing.assert_array_equal(again.score(users, history), student.score(users, history))
+    with pytest.raises(ConfigError, match="match_shares"):
+        ItemStudent(**SMALL, match_shares=(0.1,)).fit(folds.train, folds.valid)
+    with pytest.raises(ConfigError, match="match_shares"):
+        ItemStudent(**options, epochs=1).fit(folds.train)
 
 
 def test_a_cold_softmax_does_not_overflow() -> None:

@@ -3,13 +3,15 @@
 One token an item instead of an id's digits or a title's words, a few learned vectors instead of a worded
 prompt, and a product with all item vectors instead of beam search (as Lite-LLM4Rec and E4SRec do). Item
 vectors are what the title says plus what is learned of the item itself, so that rare items borrow from
-their words. It learns from what came next and from teachers: slower models, or several at once.
+their words. It learns from what came next and from teachers: slower models, or several at once. A few dozen
+dimensions cannot hold which titles are alike, so a share of that may be added as it stands (`match_shares`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -26,8 +28,9 @@ from frugalrec.recommenders.batching import Windows, grouped_positions, position
 from frugalrec.recommenders.losses import bounded, catalogue_loss
 from frugalrec.recommenders.networks import AttentionBlock, SASRecNetwork, SequenceNetwork
 from frugalrec.recommenders.sequential import AttentionRecommender
+from frugalrec.recommenders.title_match import TitleMatch, best_share
 from frugalrec.recommenders.training import StepFunction
-from frugalrec.types import FloatArray
+from frugalrec.types import FloatArray, IntArray
 
 
 class ItemTable(nn.Module):
@@ -121,7 +124,11 @@ class ItemStudent(AttentionRecommender):
     """Share of the teacher in the loss."""
     temperature: float = 1.0
     """What scores are divided by where they are compared with the teacher's."""
+    match_shares: Sequence[float] = ()
+    """Shares of the titles' own likeness (`TitleMatch`) to try on top of the scores; validation chooses.
+    Needs title vectors and a validation fold."""
 
+    match_share_: float = field(init=False, default=0.0)
     _saved_catalogue: str = field(init=False, default="")
 
     def _network(self, n_items: int) -> SequenceNetwork:
@@ -141,6 +148,33 @@ class ItemStudent(AttentionRecommender):
             dropout=self.dropout,
             max_length=self.max_length,
         )
+
+    def _fit(self, train: Dataset, valid: Dataset | None) -> None:
+        if self.match_shares and (self.title_vectors is None or valid is None or valid.n == 0):
+            raise ConfigError(
+                f"{self.name}: match_shares={list(self.match_shares)} need title vectors and a validation "
+                "fold that chooses among them."
+            )
+        super()._fit(train, valid)
+        self.match_share_ = 0.0
+        if self.match_shares and valid is not None:
+            self.match_share_, _ = best_share(
+                lambda users: super(ItemStudent, self)._score(users, train),
+                lambda users: self._match()._score(users, train),
+                valid,
+                train,
+                self.match_shares,
+            )
+
+    def _score(self, users: IntArray, histories: Dataset) -> FloatArray:
+        scores = super()._score(users, histories)
+        if self.match_share_:
+            scores = scores + np.float32(self.match_share_) * self._match()._score(users, histories)
+        return scores
+
+    def _match(self) -> TitleMatch:
+        assert self.title_vectors is not None  # noqa: S101
+        return TitleMatch(vectors=self.title_vectors)
 
     def _learned_items(self, network: SequenceNetwork) -> Tensor:
         return network.items.free  # type: ignore[return-value]
@@ -189,10 +223,12 @@ class ItemStudent(AttentionRecommender):
 
     def _state(self) -> dict[str, NDArray[Any]]:
         assert self.fitted_on is not None  # noqa: S101
-        return {**super()._state(), "catalogue": np.array(self._catalogue(self.fitted_on))}
+        catalogue = np.array(self._catalogue(self.fitted_on))
+        return {**super()._state(), "catalogue": catalogue, "match_share": np.array(self.match_share_)}
 
     def _restore(self, state: dict[str, NDArray[Any]]) -> None:
         self._saved_catalogue = str(state["catalogue"])
+        self.match_share_ = float(state["match_share"])
         super()._restore(state)
 
     def _catalogue(self, train: Dataset) -> str:
@@ -211,12 +247,12 @@ class ItemStudent(AttentionRecommender):
             raise ConfigError(f"{self.name}: a teacher needs loss='softmax', not {self.loss!r}.")
 
     def _key(self, train: Dataset, valid: Dataset | None) -> str:
-        vectors, soft = self.title_vectors, self.soft
-        self.title_vectors = self.soft = None
+        vectors, soft, shares = self.title_vectors, self.soft, self.match_shares
+        self.title_vectors, self.soft, self.match_shares = None, None, ()  # shares are chosen after training
         try:
             rest = super()._key(train, valid)
         finally:
-            self.title_vectors, self.soft = vectors, soft
+            self.title_vectors, self.soft, self.match_shares = vectors, soft, shares
         said = [] if soft is None else [_hash(soft.items), _hash(soft.probabilities)]
         return json.dumps([rest, _hash(vectors), *said])
 
