@@ -228,7 +228,7 @@ class ItemStudent(AttentionRecommender):
 
     def _restore(self, state: dict[str, NDArray[Any]]) -> None:
         self._saved_catalogue = str(state["catalogue"])
-        self.match_share_ = float(state["match_share"])
+        self.match_share_ = float(state.get("match_share", 0.0))  # saved before there were shares
         super()._restore(state)
 
     def _catalogue(self, train: Dataset) -> str:
