@@ -244,11 +244,10 @@ class Work:
             MATCH_SHARES,
         )
         log(f"{model.name}, seed {model.seed}: titles' share {share}")
-        found = self.judged(
+        return self.judged(
             "sasrec, titles",
             lambda users: model.score(users, history) + np.float32(share) * titles.score(users, history),
         )
-        return {**found, "share": share}
 
     def judged(self, arm: str, score: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
         """Return the per-user metrics of scores of all items, and what scoring took."""

@@ -7,7 +7,8 @@ from frugalrec.data.simulate import film_club
 from frugalrec.data.splits import split
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.recommenders import create
-from frugalrec.recommenders.title_match import TitleMatch, best_share, standardised
+from frugalrec.recommenders.candidate_features import standard_scores
+from frugalrec.recommenders.title_match import TitleMatch, best_share
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def test_batches_and_order_of_users_do_not_matter(folds, vectors):
 def test_nothing_titled_is_nothing_said(folds, vectors):
     model = TitleMatch(vectors=np.zeros_like(vectors)).fit(folds.train)
     assert not model.score(folds.users("test")[:3]).any()
-    assert not standardised(np.full((2, 4), 3.0, np.float32)).any()
+    equal = np.full((2, 4), 3.0, np.float32)
+    assert not standard_scores(equal, np.ones((2, 4), dtype=bool)).any()
 
 
 def test_a_share_is_found_where_words_know_what_comes(folds, vectors):

@@ -19,6 +19,7 @@ from frugalrec.evaluation.evaluate import evaluate_ranks
 from frugalrec.evaluation.ranks import target_ranks
 from frugalrec.recommenders.base import Recommender
 from frugalrec.recommenders.batching import recent
+from frugalrec.recommenders.candidate_features import standard_scores
 from frugalrec.types import FloatArray, IntArray
 
 BLOCK = 256
@@ -61,15 +62,8 @@ class TitleMatch(Recommender):
         weighted = self.vectors[items] * (self.decay**age).astype(np.float32)[:, None]
         queries = np.zeros((users.size, self.vectors.shape[1]), dtype=np.float32)
         np.add.at(queries, np.repeat(np.arange(users.size), lengths), weighted)
-        return standardised(queries @ self.vectors.T)
-
-
-def standardised(scores: FloatArray) -> FloatArray:
-    """Return standard scores of each row; a row of equal scores becomes 0."""
-    centred = scores - scores.mean(axis=1, keepdims=True)
-    spread = centred.std(axis=1, keepdims=True)
-    found: FloatArray = np.where(spread > 1e-6, centred / np.maximum(spread, 1e-6), 0).astype(np.float32)
-    return found
+        likeness = queries @ self.vectors.T
+        return standard_scores(likeness, np.ones(likeness.shape, dtype=bool)).astype(np.float32)
 
 
 def best_share(
