@@ -29,7 +29,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +47,7 @@ from frugalrec.distillation.student import Distilled, distil_yes_no
 from frugalrec.distillation.wording import beginning
 from frugalrec.evaluation.pointwise import auc_interval
 from frugalrec.llm.base import PromptGroup
-from frugalrec.llm.kv_prefix import KVPrefix, add_kv_prefix, remove_kv_prefix
+from frugalrec.llm.kv_prefix import KVPrefix, add_kv_prefix
 from frugalrec.llm.local import LocalLM
 from frugalrec.llm.models import sha256_of
 from frugalrec.llm.preferences import PreferencePrompt
@@ -203,27 +203,40 @@ def odds(lm: LocalLM, prompt: PreferencePrompt, rows: PointwiseRows) -> np.ndarr
     return pairs[:, 0] - pairs[:, 1]
 
 
-def timed(lm: LocalLM, prompt: PreferencePrompt, rows: PointwiseRows) -> dict[str, Any]:
-    """Return tokens, CPU milliseconds and log-odds of single rows, read whole and behind a cache."""
-    texts = yes_no_queries(lm, written(prompt, rows), prompt.answers)
-    whole = dict(zip(("tokens", "ms", "odds"), _single(lm, prompt, rows), strict=True))
-    if lm.known:  # a prefix of keys and values is a cache by nature
-        return {"whole": whole, "cached": whole}
-    add_kv_prefix(lm, KVPrefix.read(lm, beginning(lm, prompt, texts)))
-    cached = dict(zip(("tokens", "ms", "odds"), _single(lm, prompt, rows), strict=True))
-    remove_kv_prefix(lm)
-    return {"whole": whole, "cached": cached}
+def timed(loads: Mapping[str, Load], rows: PointwiseRows) -> dict[str, dict[str, Any]]:
+    """Return tokens, CPU milliseconds and log-odds of single rows, read whole and behind a cache.
 
-
-def _single(lm: LocalLM, prompt: PreferencePrompt, rows: PointwiseRows) -> tuple[float, float, list[float]]:
-    tokens = float(np.mean([len(ids) for ids in lm.encode([row.prompt for row in written(prompt, rows)])]))
-    odds(lm, prompt, rows.take(np.arange(1)))
-    spent, found = [], []
+    Every row is read in all ways before the next one, so that a slow minute of the machine slows all of them.
+    """
+    ways: dict[tuple[str, str], tuple[LocalLM, PreferencePrompt]] = {}
+    for arm, load in loads.items():
+        ways[arm, "whole"] = lm, prompt = load()
+        if lm.known:  # a prefix of keys and values is a cache by nature
+            ways[arm, "cached"] = ways.pop((arm, "whole"))
+            continue
+        ways[arm, "cached"] = lm, prompt = load()
+        texts = yes_no_queries(lm, written(prompt, rows), prompt.answers)
+        add_kv_prefix(lm, KVPrefix.read(lm, beginning(lm, prompt, texts)))
+    spent: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+    found: dict[tuple[str, str], list[float]] = {way: [] for way in ways}
+    for lm, prompt in ways.values():
+        odds(lm, prompt, rows.take(np.arange(1)))
     for row in range(len(rows)):
-        one, began = rows.take(np.array([row])), time.process_time()
-        found.append(float(odds(lm, prompt, one)[0]))
-        spent.append(time.process_time() - began)
-    return tokens, 1000 * float(np.median(spent)), found
+        one = rows.take(np.array([row]))
+        for way, (lm, prompt) in ways.items():
+            began = time.process_time()
+            found[way].append(float(odds(lm, prompt, one)[0]))
+            spent[way].append(time.process_time() - began)
+    costs: dict[str, dict[str, Any]] = {arm: {} for arm in loads}
+    for (arm, kind), (lm, prompt) in ways.items():
+        asked = [row.prompt for row in written(prompt, rows)]
+        costs[arm][kind] = {
+            "tokens": float(np.mean([len(ids) for ids in lm.encode(asked)])),
+            "ms": 1_000 * float(np.median(spent[arm, kind])),
+            "odds": found[arm, kind],
+        }
+        log(f"{arm}, {kind}: {costs[arm][kind]['tokens']:.1f} tokens, {costs[arm][kind]['ms']:.0f} ms a row")
+    return costs
 
 
 Load = Callable[[], tuple[LocalLM, PreferencePrompt]]
@@ -258,22 +271,20 @@ def main() -> None:
         return
     bench = Bench(options)
     some = bench.test.take(np.linspace(0, len(bench.test) - 1, options.timed).astype(int))
-    table, costs, worded = [], {}, None
+    table, loads, worded = [], {}, None
     for arm, load, made in arms(bench):
         scores = bench.scores(arm, load, made)
         worded = scores if worded is None else worded
         table.append(bench.judged(arm, scores, worded))
         if "untrained" not in arm and arm != "bare":
-            costs[arm] = timed(*load(), some)
-            said = {kind: (f["tokens"], round(f["ms"], 1)) for kind, f in costs[arm].items()}
-            log(f"{arm}: (tokens, CPU ms) a row {said}")
+            loads[arm] = load
+    costs = timed(loads, some)
+    read = {way: {kind: cost.pop("odds") for kind, cost in kinds.items()} for way, kinds in costs.items()}
     gap = max(
-        float(np.abs(np.subtract(cost["whole"].pop("odds"), cost["cached"].get("odds", 0.0))).max())
-        for arm, cost in costs.items()
-        if arm != "prefix"
+        float(np.abs(np.subtract(kinds["whole"], kinds["cached"])).max())
+        for kinds in read.values()
+        if "whole" in kinds
     )
-    for cost in costs.values():
-        cost["cached"].pop("odds", None)
     facts = {mode: bench.student(mode).evidence for mode in ("vectors", "prefix-kv")}
     wanted = ["kl_before", "kl_after", "cpu_seconds", "rows", "validation"]
     wanted += ["tokens_worded", "tokens_worded_cached", "tokens_learned", "tokens_learned_cached"]

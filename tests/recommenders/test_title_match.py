@@ -7,7 +7,6 @@ from frugalrec.data.simulate import film_club
 from frugalrec.data.splits import split
 from frugalrec.errors import ConfigError, DataError
 from frugalrec.recommenders import create
-from frugalrec.recommenders.candidate_features import standard_scores
 from frugalrec.recommenders.title_match import TitleMatch, best_share
 
 
@@ -48,8 +47,17 @@ def test_batches_and_order_of_users_do_not_matter(folds, vectors):
 def test_nothing_titled_is_nothing_said(folds, vectors):
     model = TitleMatch(vectors=np.zeros_like(vectors)).fit(folds.train)
     assert not model.score(folds.users("test")[:3]).any()
-    equal = np.full((2, 4), 3.0, np.float32)
-    assert not standard_scores(equal, np.ones((2, 4), dtype=bool)).any()
+    equal = np.full_like(vectors, 6**-0.5)
+    assert not TitleMatch(vectors=equal).fit(folds.train).score(folds.users("test")[:3]).any()
+
+
+def test_scores_are_standard_scores_whatever_the_scale(folds, vectors):
+    users = folds.users("test")[:8]
+    found = TitleMatch(vectors=vectors).fit(folds.train).score(users)
+    np.testing.assert_allclose(found.mean(axis=1), 0, atol=1e-5)
+    np.testing.assert_allclose(found.std(axis=1), 1, atol=1e-5)
+    larger = TitleMatch(vectors=1_000 * vectors).fit(folds.train).score(users)
+    np.testing.assert_allclose(larger, found, atol=1e-4)
 
 
 def test_a_share_is_found_where_words_know_what_comes(folds, vectors):

@@ -129,6 +129,7 @@ class ItemStudent(AttentionRecommender):
     Needs title vectors and a validation fold."""
 
     match_share_: float = field(init=False, default=0.0)
+    _match: TitleMatch | None = field(init=False, default=None)
     _saved_catalogue: str = field(init=False, default="")
 
     def _network(self, n_items: int) -> SequenceNetwork:
@@ -156,11 +157,13 @@ class ItemStudent(AttentionRecommender):
                 "fold that chooses among them."
             )
         super()._fit(train, valid)
-        self.match_share_ = 0.0
+        self.match_share_, self._match = 0.0, None
         if self.match_shares and valid is not None:
+            assert self.title_vectors is not None  # noqa: S101
+            match = TitleMatch(vectors=self.title_vectors).fit(train)
             self.match_share_, _ = best_share(
                 lambda users: super(ItemStudent, self)._score(users, train),
-                lambda users: self._match()._score(users, train),
+                lambda users: match.score(users, train),
                 valid,
                 train,
                 self.match_shares,
@@ -169,12 +172,12 @@ class ItemStudent(AttentionRecommender):
     def _score(self, users: IntArray, histories: Dataset) -> FloatArray:
         scores = super()._score(users, histories)
         if self.match_share_:
-            scores = scores + np.float32(self.match_share_) * self._match()._score(users, histories)
+            if self._match is None:
+                assert self.title_vectors is not None  # noqa: S101
+                assert self.fitted_on is not None  # noqa: S101
+                self._match = TitleMatch(vectors=self.title_vectors).fit(self.fitted_on)
+            scores = scores + np.float32(self.match_share_) * self._match.score(users, histories)
         return scores
-
-    def _match(self) -> TitleMatch:
-        assert self.title_vectors is not None  # noqa: S101
-        return TitleMatch(vectors=self.title_vectors)
 
     def _learned_items(self, network: SequenceNetwork) -> Tensor:
         return network.items.free  # type: ignore[return-value]
@@ -229,6 +232,7 @@ class ItemStudent(AttentionRecommender):
     def _restore(self, state: dict[str, NDArray[Any]]) -> None:
         self._saved_catalogue = str(state["catalogue"])
         self.match_share_ = float(state.get("match_share", 0.0))  # saved before there were shares
+        self._match = None
         super()._restore(state)
 
     def _catalogue(self, train: Dataset) -> str:

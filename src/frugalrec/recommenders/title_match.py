@@ -7,7 +7,7 @@ of it on top of their scores can help.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,11 +19,12 @@ from frugalrec.evaluation.evaluate import evaluate_ranks
 from frugalrec.evaluation.ranks import target_ranks
 from frugalrec.recommenders.base import Recommender
 from frugalrec.recommenders.batching import recent
-from frugalrec.recommenders.candidate_features import standard_scores
-from frugalrec.types import FloatArray, IntArray
+from frugalrec.types import DoubleArray, FloatArray, IntArray
 
 BLOCK = 256
 """Users scored at once."""
+FLAT = 1e-6
+"""Deviation of a user's scores, relative to the length of what they are asked with, that is rounding."""
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -31,7 +32,8 @@ class TitleMatch(Recommender):
     """Score items by the cosine to the recency-weighted mean title vector of the last items.
 
     Scores are standard scores over the catalogue, so that a share of them means the same for every user;
-    a user without any titled item is given 0 for all.
+    a user without any titled item is given 0 for all. Mean and deviation follow from those of the vectors, so
+    that a user costs one product and no pass over the scores.
     """
 
     name: ClassVar[str] = "title-match"
@@ -42,6 +44,8 @@ class TitleMatch(Recommender):
     """The most recent items that count."""
     decay: float = 0.8
     """Weight of an item relative to the one after it."""
+    _centred: FloatArray = field(init=False)
+    _covariance: DoubleArray = field(init=False)
 
     def _fit(self, train: Dataset, valid: Dataset | None) -> None:
         if len(self.vectors) != train.n_items:
@@ -54,16 +58,23 @@ class TitleMatch(Recommender):
                 f"{self.name}: window must be at least 1 and decay above 0 and at most 1, "
                 f"not {self.window} and {self.decay}."
             )
+        centred = self.vectors - self.vectors.mean(axis=0, dtype=np.float64)
+        self._covariance = centred.T @ centred / max(1, len(centred))
+        self._centred = centred.astype(np.float32)
 
     def _score(self, users: IntArray, histories: Dataset) -> FloatArray:
         indptr, items = recent(histories, users, self.window)
         lengths = np.diff(indptr)
         age = np.repeat(indptr[1:], lengths) - 1 - np.arange(items.size)
         weighted = self.vectors[items] * (self.decay**age).astype(np.float32)[:, None]
-        queries = np.zeros((users.size, self.vectors.shape[1]), dtype=np.float32)
+        queries = np.zeros((users.size, self.vectors.shape[1]))
         np.add.at(queries, np.repeat(np.arange(users.size), lengths), weighted)
-        likeness = queries @ self.vectors.T
-        return standard_scores(likeness, np.ones(likeness.shape, dtype=bool)).astype(np.float32)
+        # The deviation of q.v over the items, from the covariance C of the vectors v: sqrt(q C q).
+        deviation = np.sqrt(np.maximum(((queries @ self._covariance) * queries).sum(axis=1), 0))
+        flat = deviation <= FLAT * np.linalg.norm(queries, axis=1)
+        queries *= np.divide(1, deviation, out=np.zeros_like(deviation), where=~flat)[:, None]
+        scores: FloatArray = queries.astype(np.float32) @ self._centred.T
+        return scores
 
 
 def best_share(
