@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from frugalrec.data.dataset import Dataset
@@ -66,9 +67,8 @@ class TitleMatch(Recommender):
         indptr, items = recent(histories, users, self.window)
         lengths = np.diff(indptr)
         age = np.repeat(indptr[1:], lengths) - 1 - np.arange(items.size)
-        weighted = self.vectors[items] * (self.decay**age).astype(np.float32)[:, None]
-        queries = np.zeros((users.size, self.vectors.shape[1]))
-        np.add.at(queries, np.repeat(np.arange(users.size), lengths), weighted)
+        weights = sp.csr_array((self.decay**age, items, indptr), shape=(users.size, len(self.vectors)))
+        queries = weights @ self.vectors
         # The deviation of q.v over the items, from the covariance C of the vectors v: sqrt(q C q).
         deviation = np.sqrt(np.maximum(((queries @ self._covariance) * queries).sum(axis=1), 0))
         flat = deviation <= FLAT * np.linalg.norm(queries, axis=1)
