@@ -1,6 +1,6 @@
 """A worded prompt becomes ten vectors: what is lost, and what is saved with a prompt cache and without.
 
-    python benchmarks/distil.py                # about twenty minutes of one core
+    python benchmarks/distil.py                # about fifty minutes of one core
     python benchmarks/distil.py --quick        # about two
 
 The teacher is the embedded LLM, tuned on some yes/no rows of TALLRec's movie split (MovieLens 100K) in
@@ -12,7 +12,8 @@ Rows of the table, judged on the same test rows:
 - `bare`: the teacher under the bare lists, without any vector (control);
 - `vectors, untrained`: the mean embeddings of the words (control); `vectors`: the same, distilled;
 - `prefix, untrained`: as many positions of the teacher's keys and values, pooled (control); `prefix`: the
-  same, distilled; here only the words that all prompts begin with are dropped.
+  same, distilled; here only the words that all prompts begin with are dropped;
+- `vectors, LoRA`: as `vectors`, but the teacher's LoRA matrices are tuned on too.
 
 AUC is over rows, its intervals over users (16), and differences to `worded` are paired. Milliseconds are
 CPU time of one row alone, the median over `--timed` rows: reading the whole prompt, and behind what all
@@ -56,6 +57,10 @@ from frugalrec.tuning import PointwiseConfig, PointwiseTuner, TrainingRow
 from frugalrec.tuning.rows import few_shots
 
 DATA = Path(os.environ.get("FRUGALREC_DATA", Path(__file__).parent / "../../shared/data"))
+ARMS = {"vectors": "vectors", "prefix-kv": "prefix", "lora": "vectors, LoRA"}
+"""Modes of distillation, and what their rows are called."""
+TIMED = ("worded", "vectors", "prefix")
+"""Rows whose tokens and milliseconds are measured; LoRA matrices change neither."""
 CHUNK = 50
 """Test rows that are scored and stored at a time."""
 
@@ -76,7 +81,7 @@ class Bench:
     @property
     def key(self) -> str:
         """A hash of all options that decide scores, and of the teacher's weights."""
-        free = ("quick", "timed", "threads", "data", "cache")
+        free = ("quick", "timed", "threads", "data", "cache", "modes", "over")
         said = {name: value for name, value in vars(self.options).items() if name not in free}
         versions = [version(name) for name in ("torch", "transformers", "peft")]
         weights = hashes(self.adapter)
@@ -104,6 +109,7 @@ class Bench:
     def student(self, mode: str) -> Distilled:
         """Distil the worded prompt from unlabelled rows that the teacher was not tuned on."""
         options, train, valid = self.options, self.folds["train"], self.folds["valid"]
+        over = "" if options.over == "vocabulary" else f"-{options.over}"
         order = generator(options.seed, "few-shots").permutation(len(train))  # the first ones are its shots
         rows = train.take(order[options.shots : options.shots + options.prompts])
         judged = valid.take(np.linspace(0, len(valid) - 1, options.prompts // 4).astype(int))
@@ -111,7 +117,7 @@ class Bench:
             self.teacher(),
             self.prompt,
             lambda prompt: written(prompt, rows),
-            options.cache / f"{mode}-{options.style}-{options.vectors}-{options.seed}",
+            options.cache / f"{mode}-{options.style}-{options.vectors}{over}-{options.seed}",
             options=self.recipe(mode),
             validation=lambda prompt: written(prompt, judged),
             cache=options.cache / "teachers",
@@ -131,6 +137,7 @@ class Bench:
             n_vectors=options.vectors,
             epochs=options.epochs,
             learning_rate=options.prefix_rate if mode == "prefix-kv" else options.rate,
+            over=options.over,
             seed=options.seed,
         )
 
@@ -252,8 +259,10 @@ def arms(bench: Bench) -> Iterator[tuple[str, Load, Path | None]]:
     yield "worded", lambda: (bench.teacher(), bench.prompt), None
     bare = replace(bench.prompt, learned=("", "\n"))
     yield "bare", lambda: (bench.teacher(), bare), None
-    for mode, name in (("vectors", "vectors"), ("prefix-kv", "prefix")):
-        yield f"{name}, untrained", lambda mode=mode: bench.untrained(mode), None
+    for mode in bench.options.modes:
+        name = ARMS[mode]
+        if mode != "lora":  # begins with the vectors and the teacher's matrices, as `vectors` does
+            yield f"{name}, untrained", lambda mode=mode: bench.untrained(mode), None
         found = bench.student(mode)
 
         def load(found: Distilled = found) -> tuple[LocalLM, Any]:
@@ -276,7 +285,7 @@ def main() -> None:
         scores = bench.scores(arm, load, made)
         worded = scores if worded is None else worded
         table.append(bench.judged(arm, scores, worded))
-        if "untrained" not in arm and arm != "bare":
+        if arm in TIMED:
             loads[arm] = load
     costs = timed(loads, some)
     read = {way: {kind: cost.pop("odds") for kind, cost in kinds.items()} for way, kinds in costs.items()}
@@ -285,23 +294,27 @@ def main() -> None:
         for kinds in read.values()
         if "whole" in kinds
     )
-    facts = {mode: bench.student(mode).evidence for mode in ("vectors", "prefix-kv")}
+    ours = costs.get("vectors", costs["worded"])
+    facts = {mode: bench.student(mode).evidence for mode in options.modes}
     wanted = ["kl_before", "kl_after", "cpu_seconds", "rows", "validation"]
     wanted += ["tokens_worded", "tokens_worded_cached", "tokens_learned", "tokens_learned_cached"]
     print(
         json.dumps(
             {
                 "benchmark": "distil",
-                "ours_s": costs["vectors"]["whole"]["ms"] / 1000,
-                "baseline_s": costs["worded"]["whole"]["ms"] / 1000,
-                "ratio": costs["worded"]["whole"]["ms"] / costs["vectors"]["whole"]["ms"],
-                "ratio_with_prompt_cache": costs["worded"]["cached"]["ms"] / costs["vectors"]["cached"]["ms"],
+                "ours_s": ours["whole"]["ms"] / 1_000,
+                "baseline_s": costs["worded"]["whole"]["ms"] / 1_000,
+                "ratio": costs["worded"]["whole"]["ms"] / ours["whole"]["ms"],
+                "ratio_with_prompt_cache": costs["worded"]["cached"]["ms"] / ours["cached"]["ms"],
                 "equal": gap < 1e-2,
                 "gap": gap,
                 "costs": costs,
                 "rows": table,
                 "distillation": {mode: {n: found[n] for n in wanted} for mode, found in facts.items()},
-                **{n: getattr(options, n) for n in ("model", "style", "shots", "vectors", "seed", "threads")},
+                **{
+                    n: getattr(options, n)
+                    for n in ("model", "style", "shots", "over", "vectors", "seed", "threads")
+                },
                 "versions": {
                     "python": platform.python_version(),
                     **{name: version(name) for name in ("numpy", "torch", "transformers", "peft")},
@@ -326,6 +339,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--vectors", type=int, default=10)
     parser.add_argument("--prompts", type=int, default=96, help="unlabelled prompts to distil from")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--over", default="vocabulary", choices=["vocabulary", "answers"])
+    parser.add_argument("--modes", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--rate", type=float, default=0.1)
     parser.add_argument("--prefix-rate", type=float, default=0.02)
     parser.add_argument("--test-rows", type=int, default=200)

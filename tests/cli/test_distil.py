@@ -33,6 +33,7 @@ def test_the_prompt_of_a_run_is_distilled_and_re_ranks(command, model, tmp_path)
     assert facts["rows"] >= 10 and facts["validation_rows"] >= 2 and facts["vectors"] == 4
     assert facts["kl_after"] < facts["kl_before"]
     assert facts["adapter"] == "r/tuning/adapter" and "prompt cache" in facts["verdict"]
+    assert "teacher's order to" in facts["verdict"] and -1 <= facts["order_after"] <= 1
     assert json.loads((tmp_path / "r" / "student" / "distil.json").read_text()) == facts
     lists = [
         json.loads(command("recommend", "r", "-k", 4, "--json", *more)[1])

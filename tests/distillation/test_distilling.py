@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("peft", reason="needs frugalrec[llm]")
 
 import torch
+from scipy.stats import spearmanr
 
 from frugalrec.distillation.learning import DistilTask
 from frugalrec.distillation.lessons import Lesson, lessons, title_queries, yes_no_queries
@@ -108,6 +109,9 @@ def test_the_student_comes_closer_to_its_teacher(name: str, folders: dict[str, P
             answers.append(scorer_says[0][0][0].astype(np.float64))
         total += float((np.exp(answers[0]) * (answers[0] - answers[1])).sum())
     assert total / 6 == pytest.approx(facts["kl_after"], abs=2e-3)
+    said = odds(teacher, PLAIN, rows(PLAIN)), odds(student, PLAIN, rows(prompt))
+    assert facts["order_after"] == pytest.approx(spearmanr(*said).statistic)
+    assert -1 <= facts["order_before"] <= 1
     for key, value in teacher.network.state_dict().items():
         assert torch.equal(value, before[key])
     for (key, own), theirs in zip(teacher.network.named_parameters(), frozen(student), strict=True):
@@ -174,6 +178,27 @@ def test_a_whole_prefix_is_the_teacher_and_a_shorter_one_learns(
     exact = replace(options, n_vectors=n, epochs=1, learning_rate=1e-6)
     found = distil_yes_no(teacher, RATED, rows, tmp_path / "exact", options=exact)
     assert found.evidence["kl_before"] < 1e-5
+    assert found.evidence["order_before"] == pytest.approx(1.0)
+
+
+def test_order_is_compared_inside_each_user(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Planted: two users of four candidates each; what stands between users must not count."""
+    teacher = loaded(folders["llama"])
+    found = distil_yes_no(
+        teacher, PLAIN, lambda prompt: rows(prompt, 8, group=4), tmp_path / "out", options=FEW
+    )
+    student, prompt = load_student(found.path, dtype="float32", device="cpu")
+    said = [odds(lm, PLAIN, rows(asked, 8, group=4)) for lm, asked in ((teacher, PLAIN), (student, prompt))]
+    own = [spearmanr(said[0][part], said[1][part]).statistic for part in (slice(4), slice(4, 8))]
+    assert found.evidence["order_after"] == pytest.approx(np.mean(own))
+
+
+def test_equal_prompts_have_no_order(folders: dict[str, Path], tmp_path: Path) -> None:
+    options = replace(FEW, epochs=1)
+    found = distil_yes_no(
+        loaded(folders["llama"]), PLAIN, lambda prompt: rows(prompt, 1), tmp_path / "out", options=options
+    )
+    assert found.evidence["order_after"] is None
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])
@@ -181,7 +206,7 @@ def test_titles(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     teacher = loaded(folders[name])
     options = replace(FEW, learning_rate=RATES[name])
     found = distil_titles(teacher, TITLES, title_rows(), tmp_path / "out", options=options)
-    assert found.evidence["kl_after"] < found.evidence["kl_before"]
+    assert found.evidence["kl_after"] < found.evidence["kl_before"] and "order_after" not in found.evidence
     student, prompt = load_student(found.path, dtype="float32", device="cpu")
     assert isinstance(prompt, NextTitlePrompt)
     shown, title = title_rows()[0]

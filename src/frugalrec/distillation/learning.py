@@ -103,6 +103,13 @@ class DistilTask(Task[Lesson]):
         """Return the mean over taught positions of KL(teacher || student), in nats."""
         return self._divergence(self._student(model, batch), batch)
 
+    def log_odds(self, model: Any, batch: dict[str, Tensor]) -> Tensor:
+        """Return of each prompt's own answer: lesson, teacher's and student's log-odds, (n_prompts, 3)."""
+        student, last = self._student(model, batch), batch["last"]
+        yes, no = self._answers(batch)
+        odds = [table[last, yes] - table[last, no] for table in (batch["taught"], student)]
+        return torch.stack([batch["lesson"][last].float(), *odds], dim=1)
+
     def queries(self, items: Sequence[Lesson]) -> list[Query]:
         """Return what inference reads."""
         return [query for item in items for query in item.queries]
@@ -125,13 +132,20 @@ class DistilTask(Task[Lesson]):
         each = nn.functional.kl_div(student, batch["taught"], reduction="none", log_target=True).sum(dim=-1)
         return (each * batch["shares"]).sum()
 
+    def _answers(self, batch: dict[str, Tensor]) -> tuple[int, int]:
+        """Return the columns of both answers."""
+        if self.answers_only:
+            return 0, 1
+        yes, no = batch["answers"].tolist()
+        return yes, no
+
     def _ranked(self, student: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Return the mean over taught positions of what their lesson's ranking loses.
 
         A lesson's candidates are its prompts' own answers; their log-odds make a distribution, the
         teacher's and the student's, and the loss is KL again.
         """
-        yes, no = (0, 1) if self.answers_only else batch["answers"].tolist()
+        yes, no = self._answers(batch)
         last, lesson = batch["last"], batch["lesson"]
         total = student.new_zeros(())
         for number in range(int(lesson.max()) + 1):

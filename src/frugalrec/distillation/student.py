@@ -51,7 +51,7 @@ class Distilled:
     prompt: Prompt
     """Ask with this one: it writes the content alone (`prefix-kv`: the worded prompt)."""
     evidence: Mapping[str, Any]
-    """KL before and after, tokens, seconds, versions."""
+    """KL and (yes/no) the order of prompts before and after, see `agreement`; tokens, seconds, versions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +189,11 @@ def _distil(
     items = lessons(worded[0], learned[0], job.groups[0])
     judged = lessons(worded[1], learned[1], job.groups[1], first=sum(len(q.positions) for q in worded[0]))
     task = _task(student, table, options)
-    before = _divergence(task, student, judged or items)
+    before = _agreement(task, student, prompt, judged or items, "before")
     outcome = _trained(student, task, items, judged, groups, options, checkpoints, progress, spent)
     evidence = {
-        "kl_before": before,
-        "kl_after": _divergence(task, student, judged or items),
+        **before,
+        **_agreement(task, student, prompt, judged or items, "after"),
         **_tokens(student, cached, prompt, every, [*learned[0], *learned[1]]),
         **outcome,
         "rows": len(worded[0]),
@@ -258,17 +258,16 @@ def _trained(
     )
 
 
-def _divergence(task: DistilTask, student: LocalLM, items: Sequence[Lesson]) -> float:
-    """Return the mean KL(teacher || student) over all taught positions, in nats."""
-    from frugalrec.llm.batching import token_batches
-    from frugalrec.tuning.task import VALIDATION_TOKENS, evaluated
+def _agreement(
+    task: DistilTask, student: LocalLM, prompt: Prompt, items: Sequence[Lesson], when: str
+) -> dict[str, float | None]:
+    """Return the divergence from the teacher and, of yes/no prompts, how far their order agrees."""
+    from frugalrec.distillation.agreement import divergence, order
 
-    total = 0.0
-    for rows in token_batches([task.length(item) for item in items], VALIDATION_TOKENS):
-        part = [items[row] for row in rows]
-        found = evaluated(student.network, task.collate(part), task.divergence)
-        total += float(found) * sum(item.asked for item in part)
-    return total / sum(item.asked for item in items)
+    found: dict[str, float | None] = {f"kl_{when}": divergence(task, student, items)}
+    if not isinstance(prompt, NextTitlePrompt):
+        found[f"order_{when}"] = order(task, student, items)
+    return found
 
 
 def _tokens(

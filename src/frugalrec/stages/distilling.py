@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 PROMPTS = 128
 """Prompts to learn from where no number is asked for."""
+RANKS = 0.5
+"""Rank correlation with its teacher below which a student is said not to rank."""
 CHEAP = 0.05
 """Words behind a prompt cache count as cheap where vectors save less than this share of a prompt more."""
 Writer = Callable[[Any], Sequence[TrainingRow]]
@@ -239,14 +241,41 @@ def _facts(found: Distilled) -> dict[str, Any]:
         *("tokens_worded", "tokens_learned", "tokens_worded_cached", "tokens_learned_cached"),
     )
     facts = {name: evidence[name] for name in names}
+    facts |= {name: evidence.get(name) for name in ("order_before", "order_after")}
     return {
         "student": str(found.path),
         "adapter": None if found.adapter is None else str(found.adapter),
         "mode": evidence["options"]["mode"],
         "vectors": evidence["options"]["n_vectors"],
         **facts,
-        "verdict": verdict(facts),
+        "verdict": f"{kept_order(facts)}{verdict(facts)}",
     }
+
+
+def kept_order(facts: Mapping[str, float | None]) -> str:
+    """Say in words whether the student ranks as its teacher does.
+
+    >>> kept_order({"order_before": 0.1, "order_after": 0.93, "validation_rows": 24})
+    "Held-out prompts stand in the teacher's order to .93 (rank correlation; .10 before). "
+    >>> kept_order({"order_before": None, "order_after": None, "validation_rows": 24})
+    ''
+    """
+    before, after = facts["order_before"], facts["order_after"]
+    if after is None:
+        return ""
+    then = "unknown" if before is None else _short(before)
+    which = "Held-out prompts" if facts["validation_rows"] else "Its own training prompts"
+    said = f"{which} stand in the teacher's order to {_short(after)} (rank correlation; {then} before). "
+    if after >= RANKS:
+        return said
+    return (
+        f"{said}Do not rank with this student: it has learned how often its teacher says yes, not to what. "
+        "Give it more --prompts or epochs, or keep the words. "
+    )
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}".replace("0.", ".", 1)
 
 
 def verdict(facts: Mapping[str, float]) -> str:
