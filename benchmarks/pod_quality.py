@@ -42,6 +42,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from frugalrec.data.dataset import TITLE
 from frugalrec.data.readers import read
 from frugalrec.data.splits import split
 from frugalrec.distillation.item_student import ItemStudent
@@ -97,9 +98,10 @@ class Work:
     @cached_property
     def title_vectors(self) -> FloatArray | None:
         """MiniLM vectors, zeros where an item has no title; None for a catalogue without titles."""
-        titles = self.parts.train.titles
-        named = np.array([bool(title.strip()) for title in titles])
-        if not named.any() or list(titles) == [str(item) for item in self.parts.train.item_ids]:
+        # Not `titles`: they name an untitled item by its id, and Sports numbers items as they first appear.
+        titles = [(title or "").strip() for title in self.parts.train.item_text[TITLE].to_list()]
+        named = np.array([bool(title) for title in titles])
+        if not named.any():
             return None
         encoder = SentenceEncoder.load("minilm-l6", cache=self.options.vectors)
         vectors = encoder.embed(titles).astype(np.float32)
