@@ -96,6 +96,12 @@ class Work:
         self.fit_s: dict[str, float] = {}
 
     @cached_property
+    def pod_users(self) -> np.ndarray:
+        """The test users that generative models are asked for."""
+        chosen = np.random.default_rng(0).permutation(self.users.size)[: self.options.pod_users]
+        return self.users[np.sort(chosen)]
+
+    @cached_property
     def title_vectors(self) -> FloatArray | None:
         """MiniLM vectors, zeros where an item has no title; None for a catalogue without titles."""
         # Not `titles`: they name an untitled item by its id, and Sports numbers items as they first appear.
@@ -201,8 +207,8 @@ class Work:
         return model
 
     def written(self, seed: int, kind: str) -> dict[str, Any]:
-        """Return the per-user metrics of a generative model's lists, and what they took."""
-        model, users = self.pod(seed, kind), self.users
+        """Return the per-user metrics of a generative model's lists, NaN if not asked, and costs."""
+        model, users = self.pod(seed, kind), self.pod_users
         said = hashlib.sha256(repr([model.manifest["key"], users.tolist()]).encode()).hexdigest()[:16]
         path = model.folder / f"lists-{said}.npz"
         if not path.is_file():
@@ -228,8 +234,11 @@ class Work:
         targets = self.parts.targets("test")
         found = evaluate_ranking(kind, lists, targets, METRICS, seen=self.history, lists=0)
         log(f"pod {kind}, seed {seed}: {100 * facts['invalid']:.1f} % of texts are no item")
+        values = {name: np.full(self.users.size, np.nan) for name in METRICS}
+        for name in METRICS:
+            values[name][np.isin(self.users, users)] = found.values[name]
         return {
-            "values": found.values,
+            "values": values,
             "cpu_ms": 1_000 * facts["spent"] / users.size,
             "tokens": facts["tokens"] / users.size,
             "invalid": facts["invalid"],
@@ -273,8 +282,9 @@ def log(text: str) -> None:
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> list[float]:
-    """Return the mean difference over users and its 95 % interval, by bootstrap."""
+    """Return the mean difference over users known to both and its 95 % interval, by bootstrap."""
     gap = first - second
+    gap = gap[~np.isnan(gap)]
     rng = np.random.default_rng(0)
     counts = rng.multinomial(gap.size, np.full(gap.size, 1 / gap.size), size=RESAMPLES)
     return [float(gap.mean()), *np.quantile(counts @ gap / gap.size, [0.025, 0.975]).tolist()]
@@ -292,8 +302,8 @@ class Table:
         values = {name: np.mean([run["values"][name] for run in runs], axis=0) for name in METRICS}
         self.values[arm] = values
         row: dict[str, Any] = {"arm": arm, "runs": len(runs), **facts}
-        row |= {name: float(values[name].mean()) for name in METRICS}
-        row["by_seed"] = [float(run["values"]["hit@10"].mean()) for run in runs]
+        row |= {name: float(np.nanmean(values[name])) for name in METRICS}
+        row["by_seed"] = [float(np.nanmean(run["values"]["hit@10"])) for run in runs]
         for name in ("cpu_ms", "tokens", "invalid"):
             if name in runs[0]:
                 row[name] = float(np.mean([run[name] for run in runs]))
@@ -374,7 +384,7 @@ def report(
             n: getattr(options, n)
             for n in (
                 *("epochs", "width", "prompt_vectors", "soft_weight", "temperature", "dropout"),
-                *("pod_epochs", "pod_width", "pod_layers"),
+                *("pod_epochs", "pod_width", "pod_layers", "pod_users"),
             )
         },
         "threads": options.threads,
@@ -398,6 +408,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pod-epochs", type=int, default=12)
     parser.add_argument("--pod-width", type=int, default=128)
     parser.add_argument("--pod-layers", type=int, default=2)
+    parser.add_argument("--pod-users", type=int, default=None, help="test users of generative rows; all")
     parser.add_argument("--users", type=int, default=None, help="fewer users, drawn at random")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "pod-quality")
