@@ -1,7 +1,7 @@
 """A worded prompt becomes ten vectors: what is lost, and what is saved with a prompt cache and without.
 
     python benchmarks/distil.py                # about fifty minutes of one core
-    python benchmarks/distil.py --quick        # about two
+    python benchmarks/distil.py --quick        # about seven
 
 The teacher is the embedded LLM, tuned on some yes/no rows of TALLRec's movie split (MovieLens 100K) in
 TALLRec's own words: 85 or so of its 227 tokens are the same for every user. The student is the same
