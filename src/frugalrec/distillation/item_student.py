@@ -159,8 +159,7 @@ class ItemStudent(AttentionRecommender):
         super()._fit(train, valid)
         self.match_share_, self._match = 0.0, None
         if self.match_shares and valid is not None:
-            assert self.title_vectors is not None  # noqa: S101
-            match = TitleMatch(vectors=self.title_vectors).fit(train)
+            match = self._titles(train)
             self.match_share_, _ = best_share(
                 lambda users: super(ItemStudent, self)._score(users, train),
                 lambda users: match.score(users, train),
@@ -172,12 +171,17 @@ class ItemStudent(AttentionRecommender):
     def _score(self, users: IntArray, histories: Dataset) -> FloatArray:
         scores = super()._score(users, histories)
         if self.match_share_:
-            if self._match is None:
-                assert self.title_vectors is not None  # noqa: S101
-                assert self.fitted_on is not None  # noqa: S101
-                self._match = TitleMatch(vectors=self.title_vectors).fit(self.fitted_on)
-            scores = scores + np.float32(self.match_share_) * self._match.score(users, histories)
+            assert self.fitted_on is not None  # noqa: S101
+            match = self._titles(self.fitted_on)
+            scores = scores + np.float32(self.match_share_) * match.score(users, histories)
         return scores
+
+    def _titles(self, train: Dataset) -> TitleMatch:
+        """Return the likeness of titles, made once."""
+        if self._match is None:
+            assert self.title_vectors is not None  # noqa: S101
+            self._match = TitleMatch(vectors=self.title_vectors).fit(train)
+        return self._match
 
     def _learned_items(self, network: SequenceNetwork) -> Tensor:
         return network.items.free  # type: ignore[return-value]

@@ -256,26 +256,24 @@ def kept_order(facts: Mapping[str, float | None]) -> str:
     """Say in words whether the student ranks as its teacher does.
 
     >>> kept_order({"order_before": 0.1, "order_after": 0.93, "validation_rows": 24})
-    "Held-out prompts stand in the teacher's order to .93 (rank correlation; .10 before). "
+    "Held-out prompts stand in the teacher's order to 0.93 (rank correlation; 0.10 before). "
+    >>> "Do not rank" in kept_order({"order_before": 0.1, "order_after": 0.4, "validation_rows": 0})
+    True
     >>> kept_order({"order_before": None, "order_after": None, "validation_rows": 24})
     ''
     """
     before, after = facts["order_before"], facts["order_after"]
     if after is None:
         return ""
-    then = "unknown" if before is None else _short(before)
+    then = "unknown" if before is None else f"{before:.2f}"
     which = "Held-out prompts" if facts["validation_rows"] else "Its own training prompts"
-    said = f"{which} stand in the teacher's order to {_short(after)} (rank correlation; {then} before). "
+    said = f"{which} stand in the teacher's order to {after:.2f} (rank correlation; {then} before). "
     if after >= RANKS:
         return said
     return (
         f"{said}Do not rank with this student: it has learned how often its teacher says yes, not to what. "
         "Give it more --prompts or epochs, or keep the words. "
     )
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}".replace("0.", ".", 1)
 
 
 def verdict(facts: Mapping[str, float]) -> str:
