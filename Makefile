@@ -1,9 +1,11 @@
 # make demo   a first report from a fresh clone     make test   everything that must hold
-# make check  style, types, imports, docs           make unit   only the fast tests
+# make check  style, types, imports, docs           make unit   the fast tests
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# A process a core, a thread a process; tests of a file share what they make.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: demo test check unit format clean
 
@@ -17,10 +19,10 @@ demo: $(STAMP)
 	$(BIN)/frugalrec run film-club --config examples/demo.yaml --out runs/demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 unit: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 check: $(STAMP)
 	$(BIN)/ruff format --check src tests benchmarks examples

@@ -76,6 +76,7 @@ def curves(predictable, seed):
     return model, frontier([trial], scores, resamples=400, seed=seed)
 
 
+@pytest.mark.slow
 def test_gain_per_cost_wins_where_the_gain_is_predictable():
     model, found = curves(predictable=True, seed=0)
     assert model.evidence.predictable
@@ -86,6 +87,7 @@ def test_gain_per_cost_wins_where_the_gain_is_predictable():
     assert found.curves["gain-per-cost"].needed[0.95] < 0.3
 
 
+@pytest.mark.slow
 def test_it_is_as_good_as_random_where_the_gain_is_not_predictable():
     ahead = 0
     for seed in range(4):
@@ -97,6 +99,7 @@ def test_it_is_as_good_as_random_where_the_gain_is_not_predictable():
     assert ahead <= 1  # 95 % intervals, both sides
 
 
+@pytest.mark.slow
 def test_same_seed_same_decision():
     one, two = (curves(True, 3)[1] for _ in range(2))
     np.testing.assert_array_equal(one.samples["gain-per-cost"], two.samples["gain-per-cost"])

@@ -11,6 +11,7 @@ from frugalrec.errors import ConfigError, DataError
 POSITIVE = st.floats(0.01, 10)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(POSITIVE, POSITIVE), min_size=1, max_size=9), st.floats(0, 40))
 def test_gain_per_cost_is_within_one_user_of_the_best_choice(rows, limit):
     gains, costs = np.array(rows).T
@@ -23,6 +24,7 @@ def test_gain_per_cost_is_within_one_user_of_the_best_choice(rows, limit):
     assert costs[routed].sum() <= limit * (1 + 1e-12)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.floats(-5, 5), st.floats(0, 10)), min_size=1, max_size=25),
     st.floats(0, 50),

@@ -118,6 +118,7 @@ def test_a_real_signal_is_found():
     np.testing.assert_allclose(estimate.lower, estimate.mean - estimate.se)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("z", "nominal"), [(1.0, 0.841), (1.645, 0.95)])
 def test_lower_bounds_cover_the_expected_gain(z, nominal):
     """One-sided coverage of the true expected gain, over worlds with no, weak, middling and strong signals."""
@@ -175,6 +176,7 @@ def test_trees_find_a_step_and_their_errors_are_not_0():
     np.testing.assert_array_equal(guess, again)
 
 
+@pytest.mark.slow
 def test_trees_shrink_to_the_mean_without_a_signal():
     pytest.importorskip("lightgbm", reason="needs frugalrec[rank]")
     slopes, spreads = [], []

@@ -70,6 +70,7 @@ def test_random_differs_by_seed_and_routes_about_evenly():
     assert (np.abs(counts - 100) < 41).all()
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(sorted(POLICIES)),
     st.lists(st.integers(0, 10_000), unique=True, max_size=40),

@@ -53,6 +53,7 @@ def test_published_metric_by_hand():
     assert undefined.tolist() == [False, True, True, False, True]
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5), st.integers(0, 3)), max_size=40),

@@ -30,6 +30,7 @@ def test_each_segment_gets_its_own_weight_and_harm_shuts_the_gate():
     assert "used in 1 of 2 segments" in str(gates)
 
 
+@pytest.mark.slow
 def test_picking_the_best_of_many_weights_is_not_taken_for_a_gain():
     """With no gain at all, gates open about as rarely as their level allows, whatever the grid."""
     opened = 0

@@ -79,6 +79,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_bad_data_is_refused_by_every_command_that_reads(case, command, tmp_path, monkeypatch):
     make, named = CASES[case]
@@ -94,6 +95,7 @@ def test_bad_data_is_refused_by_every_command_that_reads(case, command, tmp_path
     assert not (tmp_path / "touched").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -120,6 +122,7 @@ def test_bad_options_are_refused_and_named(words, named, command, tmp_path, monk
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_selection_that_cannot_be_made_leaves_no_files(command, tmp_path):
     run = tmp_path / "r"
     words = ("--llm", "none", "--model", "popularity", "--set", "data.members=40", "--out", run)
@@ -165,6 +168,7 @@ def test_an_error_level_leak_ends_with_exit_code_1_and_can_be_allowed(command, t
     assert command("run", source, "--llm", "none", "--out", tmp_path / "r", "--model", "popularity")[0] == 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_run_before_it_intact(command, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()

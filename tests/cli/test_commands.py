@@ -82,6 +82,7 @@ def test_train_then_recommend(command, club, tmp_path):
     assert user in command("recommend", "m", "--user", user)
 
 
+@pytest.mark.slow
 def test_a_run_without_an_llm_then_report_and_recommend(command, club):
     words = ("run", club, "--llm", "none", "--model", "popularity", "--model", "ease", "--out", "r", "--json")
     report = json.loads(command(*words))
@@ -95,6 +96,7 @@ def test_a_run_without_an_llm_then_report_and_recommend(command, club):
     assert [entry["user"] for entry in chosen] == [entry["user"] for entry in lists]
 
 
+@pytest.mark.slow
 def test_select_on_a_finished_run_leaves_a_table_and_the_run_as_it_was(command, club, tmp_path):
     import polars as pl
 
@@ -113,6 +115,7 @@ def test_select_on_a_finished_run_leaves_a_table_and_the_run_as_it_was(command, 
     assert "kept 7 of" in command("select", "r", "--scorer", "random", "--budget", 7)
 
 
+@pytest.mark.slow
 def test_a_changed_option_reruns_only_what_depends_on_it(command, club):
     words = ("run", club, "--llm", "none", "--model", "popularity", "--model", "ease", "--out", "r", "--json")
     command(*words)
@@ -148,6 +151,7 @@ def test_help_and_version_answer_without_heavy_imports():
     assert version.stdout.startswith("frugalrec ")
 
 
+@pytest.mark.slow
 def test_importing_the_parts_that_need_no_llm_loads_no_torch():
     code = (
         "import sys, frugalrec.data.readers, frugalrec.evaluation.evaluate, frugalrec.allocation.policies\n"

@@ -13,6 +13,7 @@ pytest.importorskip("peft", reason="needs frugalrec[llm]")
 import yaml
 
 
+@pytest.mark.slow
 def test_the_prompt_of_a_run_is_distilled_and_re_ranks(command, model, tmp_path):
     settings = {
         "data": {"source": "film-club", "members": 40},
@@ -47,6 +48,7 @@ def test_the_prompt_of_a_run_is_distilled_and_re_ranks(command, model, tmp_path)
     assert (tmp_path / "plain" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_an_adapter_is_distilled_with_data_beside_it(command, model, prompts, tmp_path):
     tune = ("tune", prompts, "--llm", model, "--shots", 8, "--style", "alpaca", "--dtype", "float32")
     fields = ("--set", "epochs=1", "--set", "rank=2", "--set", "max_tokens=1024")

@@ -11,6 +11,7 @@ import yaml
 from frugalrec.testing.tiny_models import tiny_llama
 
 
+@pytest.mark.slow
 def test_a_run_becomes_an_item_head_that_recommends(command, tmp_path):
     model = tiny_llama(tmp_path / "llama", max_position_embeddings=2048)
     settings = {

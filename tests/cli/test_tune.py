@@ -8,6 +8,8 @@ pytest.importorskip("peft", reason="needs frugalrec[llm]")
 
 from frugalrec.testing.tiny_models import tiny_t5
 
+pytestmark = pytest.mark.slow
+
 TITLES = ["Alien (1979)", "Heat (1995)", "Blade Runner (1982)", "The Matrix (1999)", "Fox (2001)"]
 
 

@@ -51,6 +51,7 @@ def data_sets(draw) -> Dataset:
     return Dataset.from_frames(pl.DataFrame(frame), pl.DataFrame(texts), name=draw(words), seed=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(dataset=data_sets(), format=st.sampled_from(FORMATS))
 def test_reading_back_changes_nothing(tmp_path_factory, dataset, format):

@@ -72,6 +72,7 @@ def test_matrix_counts_a_repeated_pair_once():
     assert dataset.item_counts.sum() == 3
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 6)), min_size=1, max_size=40), st.integers(0, 3))
 def test_where_and_concatenate_are_inverse(pairs, seed):
     frame = pl.DataFrame({"user": [str(u) for u, _ in pairs], "item": [str(i) for _, i in pairs]})

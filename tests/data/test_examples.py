@@ -19,6 +19,7 @@ def naive(dataset, window, min_history, per_user):
     return rows
 
 
+@pytest.mark.slow
 @given(st.integers(1, 15), st.integers(0, 4), st.sampled_from(["last", "all"]), st.integers(0, 2))
 def test_examples_equal_a_naive_loop(window, min_history, per_user, seed):
     dataset = cycle_dataset(n_users=7, length=5, seed=seed)

@@ -50,6 +50,7 @@ plain = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(content=plain, protocol=st.sampled_from([3, 4, 5]))
 def test_plain_values_come_back(tmp_path_factory, content, protocol):

@@ -83,6 +83,7 @@ def damaged(data: bytes, changes: list[tuple[float, str, bytes]]) -> bytes:
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", READERS)
 @settings(max_examples=25, deadline=None)
 @given(changes=edits, choice=st.integers(0, 99))

@@ -74,6 +74,7 @@ def test_parts_of_a_series_follow_each_other():
 # ---- the data set ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_default_club_has_the_promised_size(club, folds):
     assert club.n_users == 600 and club.n_items == films().height
     assert 22_000 <= club.n <= 32_000

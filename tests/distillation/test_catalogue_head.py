@@ -59,6 +59,7 @@ def student(lm: LocalLM, folds: Split, rows: Examples, tmp_path: Path) -> Iterat
     found.close()
 
 
+@pytest.mark.slow
 def test_lists_are_the_scores_in_order_without_what_was_seen(student: CatalogueHead, folds: Split) -> None:
     history, users = folds.history("test"), folds.users("test")[:7]
     ranking, usage = student.ground(history, users, 5)
@@ -73,11 +74,13 @@ def test_lists_are_the_scores_in_order_without_what_was_seen(student: CatalogueH
     np.testing.assert_array_equal(ranking.items, alone)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(student: CatalogueHead, tmp_path: Path) -> None:
     losses = json.loads((tmp_path / "head" / MANIFEST).read_text())["evidence"]["loss_by_epoch"]
     assert losses[-1] < losses[0] - 0.3
 
 
+@pytest.mark.slow
 def test_a_teacher_is_followed(lm: LocalLM, folds: Split, rows: Examples, tmp_path: Path) -> None:
     """Taught alone by a teacher that always lists three films, the student lists them."""
     liked = np.array([5, 9, 14], dtype=np.int32)
@@ -129,6 +132,7 @@ def test_lists_become_probabilities() -> None:
         SoftTargets.of_ranking(empty)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_gives_the_same_lists(
     student: CatalogueHead, folder: Path, folds: Split, tmp_path: Path
 ) -> None:
@@ -143,6 +147,7 @@ def test_saved_and_loaded_gives_the_same_lists(
     assert not [name for name, _ in fresh.network.named_parameters() if "lora_" in name]
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(
     student: CatalogueHead, folder: Path, folds: Split, tmp_path: Path
 ) -> None:

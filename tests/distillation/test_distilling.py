@@ -86,6 +86,7 @@ FEW = DistilOptions(n_vectors=4, epochs=6, learning_rate=0.3, batch_size=3)
 RATES = {"llama": 0.3, "t5": 0.03}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_the_student_comes_closer_to_its_teacher(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     teacher = loaded(folders[name])
@@ -123,6 +124,7 @@ def frozen(student: LocalLM) -> list[torch.Tensor]:
     return [p for p in student.network.parameters() if id(p) not in learned]
 
 
+@pytest.mark.slow
 def test_a_tuned_teacher_and_a_student_with_its_own_matrices(
     folders: dict[str, Path], adapter: Path, tmp_path: Path
 ) -> None:
@@ -144,6 +146,7 @@ def test_a_tuned_teacher_and_a_student_with_its_own_matrices(
         loaded(folders["llama"], adapter=adapter, prompt=matrices.path)
 
 
+@pytest.mark.slow
 def test_fresh_matrices_for_an_untuned_teacher(folders: dict[str, Path], tmp_path: Path) -> None:
     options = replace(FEW, mode="lora", lora_learning_rate=0.01, epochs=2, rank=2)
     found = distil_yes_no(loaded(folders["llama"]), PLAIN, rows, tmp_path / "out", options=options)
@@ -152,6 +155,7 @@ def test_fresh_matrices_for_an_untuned_teacher(folders: dict[str, Path], tmp_pat
     assert student.adapter == tmp_path / "out" / "adapter" and prompt.learned == options.learned
 
 
+@pytest.mark.slow
 def test_a_whole_prefix_is_the_teacher_and_a_shorter_one_learns(
     folders: dict[str, Path], adapter: Path, tmp_path: Path
 ) -> None:
@@ -181,6 +185,7 @@ def test_a_whole_prefix_is_the_teacher_and_a_shorter_one_learns(
     assert found.evidence["order_before"] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_order_is_compared_inside_each_user(folders: dict[str, Path], tmp_path: Path) -> None:
     """Planted: two users of four candidates each; what stands between users must not count."""
     teacher = loaded(folders["llama"])
@@ -193,6 +198,7 @@ def test_order_is_compared_inside_each_user(folders: dict[str, Path], tmp_path: 
     assert found.evidence["order_after"] == pytest.approx(np.mean(own))
 
 
+@pytest.mark.slow
 def test_equal_prompts_have_no_order(folders: dict[str, Path], tmp_path: Path) -> None:
     options = replace(FEW, epochs=1)
     found = distil_yes_no(
@@ -201,6 +207,7 @@ def test_equal_prompts_have_no_order(folders: dict[str, Path], tmp_path: Path) -
     assert found.evidence["order_after"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "t5"])
 def test_titles(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     teacher = loaded(folders[name])
@@ -217,6 +224,7 @@ def test_titles(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
         distil_titles(teacher, TITLES, title_rows(), tmp_path / "o", options=replace(FEW, over="answers"))
 
 
+@pytest.mark.slow
 def test_rated_lists_teach_every_answer(folders: dict[str, Path], tmp_path: Path) -> None:
     options = replace(FEW, over="answers", epochs=2)
     found = distil_yes_no(loaded(folders["llama"]), RATED, rows, tmp_path / "out", options=options)
@@ -224,6 +232,7 @@ def test_rated_lists_teach_every_answer(folders: dict[str, Path], tmp_path: Path
     assert found.evidence["kl_after"] < found.evidence["kl_before"]
 
 
+@pytest.mark.slow
 def test_validation_rows_choose_the_epoch(folders: dict[str, Path], tmp_path: Path) -> None:
     found = distil_yes_no(
         loaded(folders["llama"]),
@@ -273,6 +282,7 @@ def test_the_loss_by_hand_and_packing_changes_nothing(folders: dict[str, Path]) 
     assert values[0] == pytest.approx(divergence + 0.7 * np.mean(ranked), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_teachers_table_is_what_it_answers(folders: dict[str, Path], tmp_path: Path) -> None:
     for name, folder in folders.items():
         lm = loaded(folder)
@@ -294,6 +304,7 @@ def picked_of(table: Any, queries: list[Any]) -> Any:
     return table[np.arange(len(targets)), targets]
 
 
+@pytest.mark.slow
 def test_the_same_call_is_found_finished_and_damage_is_not(folders: dict[str, Path], tmp_path: Path) -> None:
     teacher = loaded(folders["llama"])
     options = replace(FEW, epochs=1)
@@ -321,6 +332,7 @@ def test_the_same_call_is_found_finished_and_damage_is_not(folders: dict[str, Pa
     assert not (first.path / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_wrong_base_vocabulary_and_damage_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     teacher = loaded(folders["llama"])
     found = distil_yes_no(teacher, PLAIN, rows, tmp_path / "out", options=replace(FEW, epochs=1))

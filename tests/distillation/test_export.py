@@ -86,6 +86,7 @@ def plain(folder: Path) -> tuple[Any, Any]:
     return kind.from_pretrained(folder).eval(), transformers.AutoTokenizer.from_pretrained(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_plain_transformers_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     lm, prompt = prompted(MAKERS[name](tmp_path / "model"))
@@ -113,6 +114,7 @@ def test_plain_transformers_gives_the_same_logits(name: str, tmp_path: Path) -> 
     np.testing.assert_allclose(odds[0], odds[1], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_the_new_tokens_are_never_written(name: str, tmp_path: Path) -> None:
     lm, prompt = prompted(MAKERS[name](tmp_path / "model"))
@@ -137,6 +139,7 @@ def test_the_new_tokens_are_never_written(name: str, tmp_path: Path) -> None:
         assert bool((best[..., None] >= logits[..., min(new) :]).all())
 
 
+@pytest.mark.slow
 def test_an_adapter_is_merged(tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="needs frugalrec[llm]")
     from frugalrec.testing.tiny_models import tiny_llama as make

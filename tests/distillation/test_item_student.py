@@ -110,6 +110,7 @@ def test_without_words_prompt_and_teacher_it_is_sasrec(folds: Split, teacher: SA
     assert abs(student.history_[0]["loss"] - teacher.history_[0]["loss"]) < 0.05
 
 
+@pytest.mark.slow
 def test_a_teacher_is_followed(folds: Split, teacher: SASRec) -> None:
     """Taught by the teacher alone, a student comes closer to its lists than one taught by the data."""
     windows = training_windows(folds.train, 12)

@@ -87,6 +87,7 @@ def test_words_are_asked_where_there_are_no_vectors() -> None:
     assert NAMED.text(SEQUENTIAL, 0, None, [2]).startswith(" went through item_22 ,")
 
 
+@pytest.mark.slow
 def test_prompts_are_the_first_template_byte_for_byte(trained: PodModel) -> None:
     cue = "" if trained.lm.is_encoder_decoder else " ->"
     first, second, third, last = (f"item_{WRITER.answers[item]}" for item in (3, 9, 0, 12))
@@ -160,6 +161,7 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_bit_for_bit_like_an_unbroken_one(tmp_path: Path) -> None:
     base = t5(tmp_path / "base", dropout=0.1)
 
@@ -183,6 +185,7 @@ def test_a_killed_run_ends_bit_for_bit_like_an_unbroken_one(tmp_path: Path) -> N
     assert (tmp_path / "broken" / "frugalrec_pod.json").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_another_vocabulary_and_another_catalogue_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
     config = PodConfig(mode="discrete", epochs=1, validation_users=0)

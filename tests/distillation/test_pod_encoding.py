@@ -70,6 +70,7 @@ def writers(name: str) -> list[IdWriter]:
     return [*found, write_ids(CODES)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_rows_have_the_tokens_of_their_whole_texts(name: str, folders: dict[str, Path]) -> None:
     lm, openings = prompted(folders[name])

@@ -212,6 +212,7 @@ def test_an_item_written_twice_is_one_hit_and_judging_again_changes_nothing(
     assert set(drawn) == {2, 3}
 
 
+@pytest.mark.slow
 def test_a_model_trained_as_published_keeps_its_faults(tmp_path: Path) -> None:
     lm = t5(tmp_path / "t5")
     config = quiet(
@@ -233,6 +234,7 @@ def test_a_model_trained_as_published_keeps_its_faults(tmp_path: Path) -> None:
         load_pod(tmp_path / "out", trained.writer)
 
 
+@pytest.mark.slow
 def test_default_whole_word_row_zero_stays_zero(tmp_path: Path) -> None:
     config = PodConfig(
         epochs=1, batch_size=8, n_vectors=2, whole_word=True, max_entities=30, weight_decay=0.1

@@ -182,6 +182,7 @@ def fit(folder: Path, out: Path, **options: Any) -> PodModel:
     return PodTrainer(PodConfig(**{**SMALL, **options})).fit(loaded(folder), FOLDS, IDS, out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
@@ -236,6 +237,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> PodModel:
     return fit(folder, root / "out", **options, **rates, whole_word=True, max_entities=30)
 
 
+@pytest.mark.slow
 def test_a_model_learns_the_ring(model: PodModel) -> None:
     """The next item is always the one after the last on a ring of 16: chance finds it among 6 in the middle."""
     best = max(entry["ndcg@10"] for entry in model.evidence["validation"])
@@ -276,6 +278,7 @@ class Killed(Exception):
     """Stands for a kill."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["joint", "prompt-only"])
 def test_a_killed_run_ends_bit_for_bit_like_an_unbroken_one(
     mode: str, folders: dict[str, Path], tmp_path: Path
@@ -303,6 +306,7 @@ def test_a_killed_run_ends_bit_for_bit_like_an_unbroken_one(
     assert not (tmp_path / "broken" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_wrong_base_vocabulary_catalogue_ids_and_damage_are_refused(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -332,6 +336,7 @@ def test_wrong_base_vocabulary_catalogue_ids_and_damage_are_refused(
         load_pod(broken, WRITER)
 
 
+@pytest.mark.slow
 def test_a_trained_vocabulary_of_another_model_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     fit(folders["t5"], out, mode="joint", epochs=1, weights={SEQUENTIAL: 1.0})
@@ -343,6 +348,7 @@ def test_a_trained_vocabulary_of_another_model_is_refused(folders: dict[str, Pat
         load_pod(out, WRITER)
 
 
+@pytest.mark.slow
 def test_explanations_are_learned(folders: dict[str, Path], tmp_path: Path) -> None:
     users = np.repeat(np.arange(30, dtype=np.int32), 2)
     items = np.concatenate([FOLDS.train.history(u)[:2] for u in range(30)])
@@ -358,6 +364,7 @@ def test_explanations_are_learned(folders: dict[str, Path], tmp_path: Path) -> N
         trained.question(SEQUENTIAL, 0, [1])
 
 
+@pytest.mark.slow
 def test_prompts_name_users_where_they_are_written(folders: dict[str, Path], tmp_path: Path) -> None:
     writer = write_ids(IDS, n_users=30)
     config = PodConfig(**{**SMALL, "epochs": 1, "weights": {SEQUENTIAL: 1.0}})

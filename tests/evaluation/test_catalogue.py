@@ -19,6 +19,7 @@ def test_hand_computed_example():
     assert novelty(LISTS, np.array([4, 0, 8, 8]), 8).tolist() == [(1 + 3) / 2, 1]
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=60))
 def test_gini_is_half_the_relative_mean_difference(items):
     lists = np.array(items, dtype=np.int32)[:, None]

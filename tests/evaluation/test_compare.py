@@ -21,6 +21,7 @@ def naive_bootstrap(values, resamples, seed):
     return np.quantile([rng.choice(values, values.size).mean() for _ in range(resamples)], [0.025, 0.975])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["few distinct values", "all distinct"])
 def test_interval_agrees_with_drawing_users_one_by_one(kind):
     rng = np.random.default_rng(0)
@@ -96,6 +97,7 @@ def test_equal_arms_differ_by_nothing():
     assert (result.mean, result.low, result.high, result.p_value) == (0, 0, 0, 1.0)
 
 
+@pytest.mark.slow
 def test_without_a_difference_five_percent_of_intervals_miss_zero():
     rng = np.random.default_rng(7)
     missed = 0

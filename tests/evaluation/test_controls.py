@@ -82,6 +82,7 @@ def test_headroom_of_a_hand_computed_example():
     assert result.details["share_with_hit"] == 0.5
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6))
 @settings(deadline=None, max_examples=40)
 def test_no_order_beats_the_oracle(seed, m):

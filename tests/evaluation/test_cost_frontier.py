@@ -54,6 +54,7 @@ def random_world(seed, n=30):
     return trial(cheap, cheap + rng.normal(0.05, 0.2, n), rng.lognormal(0, 1, n)), rng
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 6))
 def test_area_equals_a_plain_integral_under_ties(seed, levels):
@@ -70,6 +71,7 @@ def test_area_equals_a_plain_integral_under_ties(seed, levels):
     assert area == pytest.approx(np.mean(orders), abs=5 * np.std(orders) / np.sqrt(400) + 1e-12)
 
 
+@pytest.mark.slow
 def test_random_orders_recover_half_and_the_oracle_most():
     world, rng = random_world(0, n=200)
     delta = world.llm - world.cheap
@@ -132,6 +134,7 @@ def test_differences_are_paired_over_the_same_resamples():
         found.difference("best", "bad")
 
 
+@pytest.mark.slow
 def test_interval_of_the_area_covers_the_truth():
     """Coverage over worlds: the expected area of a fixed rule in a large population."""
     rng = np.random.default_rng(0)

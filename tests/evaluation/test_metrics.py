@@ -91,6 +91,7 @@ def test_a_tie_across_the_cut_counts_its_share():
     assert value("auc", scores, targets) == pytest.approx((1 + 3 * 0.5) / 5)
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.integers(0, 3), min_size=2, max_size=6),
     st.sets(st.integers(0, 5), min_size=1),

@@ -42,6 +42,7 @@ def test_hand_computed_example():
     assert result.mean("users") == pytest.approx((0 + 3.5 / 4) / 2)
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20))
 @settings(deadline=None, max_examples=60)
 def test_equal_to_scikit_learn_in_any_row_order(seed, levels):

@@ -21,6 +21,7 @@ def test_equal_lengths_stay_together():
         activity_groups(np.array([1]), 0)
 
 
+@pytest.mark.slow
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(1, 12), st.integers(0, 999))
 def test_groups_follow_length_whatever_the_order(lengths, groups, seed):
     lengths = np.array(lengths)

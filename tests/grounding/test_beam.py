@@ -52,6 +52,7 @@ def exhaustive(lm, questions=QUESTIONS):
     return trie, np.stack(lm.loglikelihood(questions, [texts] * len(questions))[0])
 
 
+@pytest.mark.slow
 def test_as_many_beams_as_titles_give_the_order_of_all_titles_scored_alone(lm):
     trie, expected = exhaustive(lm)
     titles, scores, usage = find(lm, trie, k=trie.n_titles, beams=trie.n_titles)
@@ -61,6 +62,7 @@ def test_as_many_beams_as_titles_give_the_order_of_all_titles_scored_alone(lm):
     assert usage.llm_calls == len(QUESTIONS)
 
 
+@pytest.mark.slow
 def test_values_are_added_and_what_they_rule_out_never_comes(lm):
     trie, expected = exhaustive(lm)
     values = np.random.default_rng(1).normal(scale=9, size=expected.shape).astype(np.float32)
@@ -100,6 +102,7 @@ def plain_beam_search(lm, titles, prompt, k, beams):
     return sorted(finished, key=lambda c: -c[1])[:k]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [1, 4])
 def test_few_beams_find_what_a_plain_loop_finds(lm, beams):
     trie = title_trie(lm, PROMPT, TITLES[:30])
@@ -148,6 +151,7 @@ def generated(lm, trie, prompt, beams):
     return list(zip(rows, output.sequences_scores.tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_with_room_for_all_titles_transformers_own_beam_search_finds_the_same(lm):
     trie = title_trie(lm, PROMPT, TITLES[:10])
     titles, scores, _ = find(lm, trie, QUESTIONS[:4], k=trie.n_titles, beams=12)
@@ -158,6 +162,7 @@ def test_with_room_for_all_titles_transformers_own_beam_search_finds_the_same(lm
         np.testing.assert_allclose(scores[row], [score for _, score in theirs], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_with_few_beams_transformers_own_beam_search_finds_nothing_better(lm):
     # Ours keeps every title that ends on the way; theirs only those that end among the best paths.
     trie = title_trie(lm, PROMPT, TITLES)

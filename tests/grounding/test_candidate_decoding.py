@@ -35,6 +35,7 @@ def grounder(lm, candidates=given, **options):
     return CandidateGrounder(lm, PROMPT, candidates, **{"titles": TITLES, **options})
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_trie_and_of_whole_texts(lm):
     ranking, usage = grounder(lm).ground(DATA, USERS, k=14, seen="include")
     assert (np.sort(ranking.items[:, :12], axis=1) == np.sort(given(USERS)[:, 1:13], axis=1)).all()
@@ -48,6 +49,7 @@ def test_scores_are_those_of_the_trie_and_of_whole_texts(lm):
         np.testing.assert_allclose(tried.scores[row][kept], ranking.scores[row, :12], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_any_tokens_can_be_ids(lm):
     rng = np.random.default_rng(3)
     sequences = [[*rng.integers(10, 14, size=2).tolist(), 20 + item, 1] for item in range(20)]

@@ -53,6 +53,7 @@ def test_every_item_comes_once_with_the_score_of_its_title(lm):
     assert usage.tokens_out > 0 and usage.wall_s > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beams", [3, 30])
 def test_neither_batches_nor_the_order_of_users_matter(lm, beams):
     whole, _ = grounder(lm, beams=beams).ground(DATA, USERS, k=8)
@@ -89,6 +90,7 @@ def test_seen_items_are_left_out_but_not_their_namesakes(lm):
         assert 7 in listed
 
 
+@pytest.mark.slow
 def test_a_prior_moves_the_list_and_may_differ_by_user(lm):
     plain, _ = grounder(lm).ground(DATA, USERS, k=20, seen="include")
     popular = np.random.default_rng(3).normal(scale=20, size=20)
@@ -113,6 +115,7 @@ class TestTrieContract(GrounderContract):
         return grounder(self.lm)
 
 
+@pytest.mark.slow
 def test_an_adapter_on_the_network_takes_part(lm, tmp_path):
     peft = pytest.importorskip("peft")
     family = "SEQ_2_SEQ_LM" if lm.is_encoder_decoder else "CAUSAL_LM"
@@ -169,6 +172,7 @@ def test_the_trie_is_built_once_a_catalogue(lm):
     assert ground.trie(other).n_titles == 2
 
 
+@pytest.mark.slow
 def test_bad_input_is_named(lm):
     with pytest.raises(ConfigError, match="beams must be at least 1, not 0"):
         grounder(lm, beams=0).ground(DATA, USERS)

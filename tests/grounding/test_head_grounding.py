@@ -81,6 +81,7 @@ def test_neither_batches_nor_the_order_of_items_matter(lm):
     np.testing.assert_array_equal(order[turned.items], straight.items)
 
 
+@pytest.mark.slow
 def test_an_adapter_takes_part(lm, tmp_path):
     peft = pytest.importorskip("peft")
     family = "SEQ_2_SEQ_LM" if lm.is_encoder_decoder else "CAUSAL_LM"

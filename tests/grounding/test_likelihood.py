@@ -28,6 +28,7 @@ def candidates(k=6):
     return Ranking(users=USERS, items=items, scores=scores)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_llama, tiny_t5])
 def test_scores_are_those_of_the_trie(make, tmp_path):
     lm = LocalLM.load(make(tmp_path))

@@ -50,6 +50,7 @@ def lm(tmp_path_factory):
     return LocalLM.load(tiny_t5(tmp_path_factory.mktemp("t5")))
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_arithmetic(lm):
     titles = [f"Film {item}" for item in range(20)]
     settings = BeamSettings(beams=BEAMS, max_new_tokens=STEPS)

@@ -15,6 +15,7 @@ def rises(order):
     return [item - place for place, item in enumerate(order)]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(order=st.permutations(range(6)), cap=st.integers(0, 6))
 def test_the_capped_order_is_the_first_allowed_one(order, cap):

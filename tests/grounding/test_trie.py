@@ -49,6 +49,7 @@ def test_items_stay_apart_though_their_titles_are_the_same(sequences):
         assert tuple(trie.path[trie.path_indptr[number] : trie.path_indptr[number + 1]]) == title
 
 
+@pytest.mark.slow
 @given(SEQUENCES, st.integers(0, 9))
 def test_values_of_titles_and_nodes_are_the_highest_below(sequences, seed):
     trie = TitleTrie.build(sequences)

@@ -78,6 +78,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_user_has_a_valid_list_whatever_the_endpoint_does(kind, tmp_path):
     cheap, kinds = cheap_lists(), KINDS[kind]
@@ -118,6 +119,7 @@ ListwiseReranker(chat, PROMPT, depth=DEPTH).rerank(DATA, cheap_lists())
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_repeats_no_paid_call_and_ends_as_an_unbroken_one(tmp_path, request):
     file, here = tmp_path / "file", str(request.path.parent)
     with FaultyEndpoint(reply=backwards) as server:
@@ -190,6 +192,7 @@ def tiny(tmp_path_factory):
 PATIENT = {"timeout_s": 300.0, "deadline_s": 600.0, "concurrency": 6}
 
 
+@pytest.mark.slow
 def test_a_model_answers_over_http_as_it_does_in_this_process(tiny):
     from frugalrec.serving import Limits, served
 
@@ -228,6 +231,7 @@ def test_a_model_judges_over_http_as_it_does_in_this_process(tiny):
     np.testing.assert_allclose(np.stack(pairs), np.stack(options[0]), atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("profile", ["vllm", "llamacpp", "openai", "ollama"])
 def test_every_profile_that_asks_for_a_schema_gets_it(tiny, profile):
     from frugalrec.serving import served
@@ -238,6 +242,7 @@ def test_every_profile_that_asks_for_a_schema_gets_it(tiny, profile):
     assert (probe.answers, probe.keeps_schema, probe.counts_tokens, probe.advice) == (True, True, True, "")
 
 
+@pytest.mark.slow
 def test_a_busy_server_is_waited_for(tiny):
     from frugalrec.serving import Limits, served
 

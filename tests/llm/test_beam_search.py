@@ -42,6 +42,7 @@ def lengths(written):
     return {len(text) for texts in written.tokens for text in texts}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 @pytest.mark.parametrize("early", [True, False])
 def test_shared_prompts_give_what_copies_give_and_what_generate_gives(lm, penalty, early):
@@ -106,6 +107,7 @@ def plain(lm, prompt, settings):
     return done
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("early", [True, False])
 def test_it_finds_what_a_plain_loop_finds(lm, early):
@@ -118,6 +120,7 @@ def test_it_finds_what_a_plain_loop_finds(lm, early):
         np.testing.assert_allclose(scores, [score for _, score in expected], atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_prompt_alone_is_a_prompt_among_others(lm, shared):
     settings = replace(SETTINGS, shared=shared)

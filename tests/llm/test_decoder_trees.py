@@ -40,6 +40,7 @@ def test_common_beginnings_stand_once():
     np.testing.assert_array_equal(tree.sees(), expected.astype(bool))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_tree_gives_what_whole_answers_give(lm):
     asked = [queries(text, n) for text, n in zip(TEXTS, (30, 1, 7), strict=True)]

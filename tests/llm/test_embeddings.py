@@ -30,6 +30,7 @@ def one(lm, text, pooling):
     return (states[-1] if pooling == "last" else states.mean(dim=0)).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 def test_vectors_are_those_of_each_text_alone_in_any_batch(lm, pooling):
     found = LMEmbedder(lm, pooling=pooling).embed(TEXTS)

@@ -54,6 +54,7 @@ def test_without_a_template_the_frame_is_plain(tmp_path):
         assert framed(model, "", "Which?").blank == " "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_llama, tiny_t5])
 def test_answers_are_those_of_the_model_in_order_whatever_the_batches(make, tmp_path):
     lm = LocalLM.load(make(tmp_path))

@@ -55,6 +55,7 @@ def likelihood(lm: LocalLM, *texts: str) -> np.ndarray:
     return np.stack(found)
 
 
+@pytest.mark.slow
 def test_texts_without_the_tokens_read_as_before(lm: LocalLM) -> None:
     before = likelihood(lm, TEXT)
     prompt = uniform(lm)
@@ -115,6 +116,7 @@ def test_only_the_vectors_in_the_text_get_gradients(lm: LocalLM) -> None:
         assert not gradient[0].any()
 
 
+@pytest.mark.slow
 def test_save_and_load_give_identical_answers(folders: dict[str, Path], tmp_path: Path) -> None:
     for name, folder in folders.items():
         lm = loaded(folder)

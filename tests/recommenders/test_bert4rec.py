@@ -145,6 +145,7 @@ def next_on_the_ring(data):
     return [code[f"i{(int(name[1:]) + 1) % data.n_items}"] for name in last]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "share"), [("softmax", 0.7), ("sampled-softmax", 0.7), ("bce", 0.3)])
 def test_every_loss_learns_the_ring(loss, share) -> None:
     data = cycle_dataset(n_users=240, noise=0.0, length=8)

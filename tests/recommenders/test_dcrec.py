@@ -168,6 +168,7 @@ def test_a_step_equals_one_window_at_a_time() -> None:
     torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_prior_keeps_the_weights_apart() -> None:
     data, spreads = ragged(), []
     options = {**TINY, "epochs": 25, "batch_size": 8, "dropout": 0.0, "layers": 1, "learning_rate": 0.03}
@@ -188,6 +189,7 @@ def test_the_prior_keeps_the_weights_apart() -> None:
     assert spreads[1] < spreads[0] / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["softmax", "sampled-softmax", "bce"])
 def test_every_loss_learns_the_ring(loss) -> None:
     data = cycle_dataset(noise=0.0, length=8)
@@ -225,6 +227,7 @@ def test_an_item_never_seen_in_training_ranks_below_all_others() -> None:
     assert (scores[:, [4]] < np.delete(scores, 4, axis=1)).all()
 
 
+@pytest.mark.slow
 def test_a_killed_fit_continues_to_the_same_scores(tmp_path, monkeypatch) -> None:
     parts = split(cycle_dataset(), "leave-last-out")
     options = {**TINY, "epochs": 4}

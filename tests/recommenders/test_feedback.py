@@ -116,6 +116,7 @@ def test_a_seed_decides_everything(name):
     assert np.array_equal(first, again) and not np.allclose(first, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FEEDBACK_MODELS)
 def test_a_rule_is_learned(name):
     # Yes for about half of the titles, whoever asks; a title's vector says which.
@@ -127,6 +128,7 @@ def test_a_rule_is_learned(name):
     assert fitted.history_[-1]["loss"] < 0.5 * fitted.history_[0]["loss"]
 
 
+@pytest.mark.slow
 def test_feedback_is_seen():
     # Yes where more was liked than disliked: titles say nothing about it, and none is known.
     rule = lambda liked, disliked, target: len(liked) > len(disliked)  # noqa: E731

@@ -69,6 +69,7 @@ def test_the_fit_is_the_maximum_that_a_general_optimiser_finds(text):
     assert loss(found) <= best.fun + 1e-4
 
 
+@pytest.mark.slow
 def test_scores_are_sums_of_which_each_is_found_alone():
     rows, other = draw(), draw(25, seed=1, catalogue=20)
     other = dataclasses.replace(other, liked=((), *other.liked[1:]), disliked=((), *other.disliked[1:]))

@@ -60,6 +60,7 @@ def next_on_the_ring(data):
     return [code[f"i{(int(name[1:]) + 1) % data.n_items}"] for name in last]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "loss"),
     [(SASRec, "softmax"), (SASRec, "sampled-softmax"), (SASRec, "bce"), (DROS, "softmax"), (DROS, "bce")]
@@ -83,6 +84,7 @@ def test_every_model_and_loss_learns_the_ring(kind, loss) -> None:
     assert hits > 0.9
 
 
+@pytest.mark.slow
 def test_the_last_training_transition_is_learned() -> None:
     # Each user has two items, so the only transition is the last one.
     data = cycle_dataset(n_users=100, noise=0.0)
@@ -141,6 +143,7 @@ def test_training_data_without_a_transition_are_refused() -> None:
         SASRec(**TINY).fit(single)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SASRec, DROS])
 def test_a_killed_fit_continues_to_the_same_scores(tmp_path, kind, monkeypatch) -> None:
     parts = split(cycle_dataset(), "leave-last-out")
@@ -182,6 +185,7 @@ def test_another_seed_gives_another_model() -> None:
     assert not np.allclose(first, other)
 
 
+@pytest.mark.slow
 def test_item_codes_do_not_matter() -> None:
     # The same events under another permutation of codes: the ring is learned just as well.
     hits = []
@@ -203,6 +207,7 @@ def test_item_codes_do_not_matter() -> None:
     assert min(hits) > 0.9
 
 
+@pytest.mark.slow
 def test_the_robust_part_lowers_the_scores_of_popular_wrong_items() -> None:
     data = cycle_dataset(n_users=80, noise=0.5)
     options = {**TINY, "epochs": 15, "dropout": 0.0}

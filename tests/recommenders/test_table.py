@@ -52,6 +52,7 @@ def test_other_packages_can_offer_models(monkeypatch) -> None:
         create("broken")
 
 
+@pytest.mark.slow
 def test_importing_the_table_loads_no_heavy_library() -> None:
     code = (
         "import sys, frugalrec.recommenders as r; r.create('popularity'); "

@@ -390,6 +390,7 @@ def train(tmp_path=None, *, schedule=SCHEDULE, stop_after=None, evaluate=True, k
     return model.state_dict(), progress
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [0, 1, 4])
 def test_a_killed_training_ends_with_the_same_bits(tmp_path, stop_after) -> None:
     whole, progress = train()
@@ -403,6 +404,7 @@ def test_a_killed_training_ends_with_the_same_bits(tmp_path, stop_after) -> None
     assert [one["epoch"] for one in again.history] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_finished_training_is_not_repeated_and_can_be_extended(tmp_path) -> None:
     first, _ = train(tmp_path, schedule=replace(SCHEDULE, epochs=3))
     again, progress = train(tmp_path, schedule=replace(SCHEDULE, epochs=3), stop_after=0)
@@ -465,6 +467,7 @@ def test_without_validation_the_last_epoch_is_kept() -> None:
     assert losses_seen[-1] < losses_seen[0]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_another_does_not() -> None:
     first, _ = train()
     second, _ = train()

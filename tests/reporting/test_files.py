@@ -8,6 +8,8 @@ from frugalrec.errors import StorageError
 from frugalrec.reporting import files, render, render_markdown, verdict, write
 from frugalrec.reporting.document import Report
 
+pytestmark = pytest.mark.slow
+
 
 def test_three_files_are_written_and_nothing_else(tmp_path):
     paths = write(bare(), tmp_path / "new" / "folder")

@@ -55,6 +55,7 @@ def page():
     return render(sample())
 
 
+@pytest.mark.slow
 def test_every_tag_is_closed(page):
     assert parse(page).tags.count("section") == 13
 
@@ -108,6 +109,7 @@ def poisoned():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_hostile_text_stays_text_everywhere():
     page = render(poisoned())
     checker = parse(page)
@@ -147,10 +149,12 @@ def test_undefined_values_are_dashes_and_never_nan(page):
     assert not re.search(r"\b(nan|NaN|None|inf)\b", text)
 
 
+@pytest.mark.slow
 def test_the_same_report_gives_the_same_bytes(page):
     assert render(sample()) == page
 
 
+@pytest.mark.slow
 def test_a_report_with_nothing_but_arms_is_a_page():
     checker = parse(render(bare()))
     assert checker.tags.count("section") == 4  # verdict, quality, frontier, reproduce

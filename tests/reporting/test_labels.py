@@ -15,6 +15,7 @@ def naive_overlap(a, b):
     return min(a.x1, b.x1) > max(a.x0, b.x0) and min(a.y1, b.y1) > max(a.y0, b.y0)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(points, sizes), max_size=12))
 def test_labels_cover_neither_each_other_nor_a_mark_nor_the_edge(labels):
     anchors, wanted = [p for p, _ in labels], [s for _, s in labels]
@@ -42,6 +43,7 @@ def test_a_label_is_not_nearer_to_another_mark():
     assert second.distance((130, 100)) <= second.distance((100, 100)) + 3
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(-1e3, 1e3), max_size=15), st.floats(0.1, 50))
 def test_spread_is_the_closest_ordering_with_gaps(wanted, gap):
     found = spread(wanted, gap)

@@ -23,6 +23,7 @@ def both(plot):
     return (plot.wide, plot.narrow)
 
 
+@pytest.mark.slow
 def test_every_drawing_is_well_formed_and_the_same_each_time(drawn):
     for make, plot in zip(MAKERS, drawn, strict=True):
         for svg in both(plot):
@@ -67,6 +68,7 @@ def test_text_stays_text_and_names_every_arm(drawn):
     assert "<text" in drawn[0].narrow
 
 
+@pytest.mark.slow
 def test_a_hostile_label_is_inert_and_no_formula():
     report = sample()
     arms = tuple(replace(a, label="<script>$x^2$</script>") if a.name == "ease" else a for a in report.arms)
@@ -76,6 +78,7 @@ def test_a_hostile_label_is_inert_and_no_formula():
         assert "$x^2$" in plot.wide
 
 
+@pytest.mark.slow
 def test_names_in_other_scripts_are_drawn():
     report = sample()
     arms = tuple(replace(a, label="推薦モデル") if a.name == "sasrec" else a for a in report.arms)
@@ -99,6 +102,7 @@ def test_the_line_joins_exactly_the_arms_that_no_cheaper_arm_beats():
     assert found == naive
 
 
+@pytest.mark.slow
 def test_arms_without_a_measured_time_or_value_are_left_out_of_the_drawing():
     report = sample()
     nothing = {"ndcg@10": Interval(math.nan, math.nan, math.nan)}
@@ -110,6 +114,7 @@ def test_arms_without_a_measured_time_or_value_are_left_out_of_the_drawing():
     assert quality_cost(replace(report, arms=tuple(replace(a, cost=ArmCost()) for a in arms))) is None
 
 
+@pytest.mark.slow
 def test_a_time_of_zero_and_a_single_arm_are_drawn():
     report = sample(deciles=None, warmth=())
     arm = replace(report.arm("ease"), cost=ArmCost(ms_per_user=0.0))
@@ -124,6 +129,7 @@ def test_wider_bars_mean_longer_stages():
     assert widths == pytest.approx([wall / walls[2] * widths[2] for wall in walls], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_higher_bars_mean_larger_shares_of_the_kept():
     shares = [0.0, 0.1, 0.05, 0.05, 0.0, 0.1, 0.1, 0.1, 0.2, 0.3]
     svg = plots.kept_deciles(sample(selection={"deciles": shares})).wide
@@ -137,6 +143,7 @@ def test_higher_bars_mean_larger_shares_of_the_kept():
     assert float(bars[0][0]) - float(line[1]) == pytest.approx(heights[1], abs=0.01)
 
 
+@pytest.mark.slow
 def test_a_histogram_of_many_lengths_shows_no_more_ticks_than_fit():
     lengths = {"edges": list(range(1, 42)), "all": [100] * 40, "kept": list(range(40))}
     plot = plots.lengths(sample(selection={"lengths": lengths}))

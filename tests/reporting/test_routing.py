@@ -1,5 +1,6 @@
 import re
 
+import pytest
 from sample import bare, routing, sample
 
 from frugalrec.reporting import render, render_markdown
@@ -40,6 +41,7 @@ def test_groups_say_who_was_routed():
     assert sum(int(row[2]) for row in rows) == sum(120 - 9 * i for i in range(10))
 
 
+@pytest.mark.slow
 def test_a_run_that_spends_nothing_says_so_and_draws_nothing():
     facts = dict(policy="gain-per-cost", budget="300 users", users=90, routed=0, spent=0.0, whole=33120.0,
                  unit="tokens", decision=("Nothing is spent: the LLM gains nothing on calibration users.",),
@@ -63,6 +65,7 @@ def test_shares_of_a_gain_that_is_not_proven_are_dashes():
     assert [cell.best for cell in table.rows[0].cells] == [False, True, False, False]
 
 
+@pytest.mark.slow
 def test_the_drawing_holds_a_line_for_each_rule_and_names_it():
     plot = routed.policy_curves(sample())
     for policy in routing()["policies"]:
@@ -73,11 +76,13 @@ def test_the_drawing_holds_a_line_for_each_rule_and_names_it():
     assert not re.search(r"#0[0-9a-f]0[0-9a-f]0", plot.wide)
 
 
+@pytest.mark.slow
 def test_a_run_without_an_llm_has_no_such_section():
     assert "Who should get the LLM" not in render(bare())
     assert routed.allocation_facts(bare()) == []
 
 
+@pytest.mark.slow
 def test_the_facts_survive_json():
     report = sample()
     again = Report.from_dict(report.to_dict())
@@ -85,6 +90,7 @@ def test_the_facts_survive_json():
     assert render(again) == render(report)
 
 
+@pytest.mark.slow
 def test_position_bias_is_drawn_from_the_answers_themselves():
     rows = texts(routed.place_table(sample()))
     assert rows[0] == ["1", "0.31"]

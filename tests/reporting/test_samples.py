@@ -103,6 +103,7 @@ def test_deciles_are_named_from_low_to_high():
     assert [row[1] for row in rows[1:-1]] == ["0.0 %"] * 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", [render, render_markdown])
 def test_page_and_markdown_show_the_same_rows_and_costs(draw):
     text = draw(sample())
@@ -115,6 +116,7 @@ def test_page_and_markdown_show_the_same_rows_and_costs(draw):
         assert part in text
 
 
+@pytest.mark.slow
 def test_titles_are_inert():
     rows = [{"target": "<script>alert(1)</script>", "score": 1.0}]
     assert "<script>alert" not in render(sample(selection={"examples": rows, "left_out": rows}))

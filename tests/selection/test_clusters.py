@@ -42,6 +42,7 @@ def test_groups_are_a_fixed_point_of_the_naive_loop():
         np.testing.assert_allclose(centre, vectors[found.labels == group].mean(axis=0))
 
 
+@pytest.mark.slow
 def test_as_tight_as_scikit_learn():
     from sklearn.cluster import KMeans
 
@@ -96,6 +97,7 @@ def test_senseless_input_is_refused(vectors, k, error, message):
         kmeans(vectors, k, np.random.default_rng(0))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 3), st.integers(0, 9)), min_size=1, max_size=30))
 def test_ranks_within_groups_equal_a_sort_of_each_group(rows):

@@ -57,6 +57,7 @@ def small_problem(parameters="blocks.0.out.bias|norm.*"):
     return Problem(network.double(), rows().take(np.arange(10)), parameters=parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["softmax", "expected-bce"])
 def test_products_equal_the_dense_matrices(loss):
     problem = small_problem()
@@ -99,6 +100,7 @@ def test_products_equal_the_dense_matrices(loss):
     torch.testing.assert_close(newton, wanted, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_eigenvalue_and_solution_equal_linear_algebra():
     problem = small_problem()
     product = gauss_newton_product(problem, Softmax(), np.arange(len(problem.examples)))
@@ -167,6 +169,7 @@ KEPT = rows().take(np.arange(0, 40))
 N = len(KEPT)
 
 
+@pytest.mark.slow
 def test_influence_equals_exact_retraining_without_each_sample():
     ridge = 0.05
     network = Linear(DATA.n_items)

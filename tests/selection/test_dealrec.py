@@ -39,6 +39,7 @@ class TestContract(ScorerContract):
         return build(self.lm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_every_preset_is_the_weighted_sum_of_its_parts(lm, preset):
     scorer = build(lm, preset=preset, valid=PARTS.valid, weight=0.7)
@@ -118,6 +119,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_killed_call_trains_no_epoch_and_computes_no_batch_twice(lm, tmp_path, monkeypatch):
     from frugalrec.recommenders import training
     from frugalrec.selection.gradient_norms import GradientNorms

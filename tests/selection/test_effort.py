@@ -78,6 +78,7 @@ def test_scores_equal_a_loop_over_rows(lm):
     assert np.ptp(scores) > 0.05 * scores.mean()
 
 
+@pytest.mark.slow
 def test_scores_of_an_encoder_decoder_equal_a_loop_over_rows(t5):
     scores = Effort(model=t5, prompt=PROMPT, rank=4, alpha=6).score(ROWS, DATA)
     np.testing.assert_allclose(scores, by_hand(t5, lambda name: "lora_" in name), rtol=1e-4)
@@ -148,6 +149,7 @@ def test_usage_and_progress(lm):
     assert usage.wall_s > 0 and usage.cpu_s > 0
 
 
+@pytest.mark.slow
 def test_the_opening_of_all_prompts_is_computed_once_where_that_is_exact(lm):
     prompt = replace(PROMPT, instruction="The user liked the book and disliked the game. Recommend a film.")
     opening = len(lm.encode([prompt.opening])[0])
@@ -191,6 +193,7 @@ def tokens(scorer):
     return usage.tokens_in, usage.tokens_cached, usage.llm_calls
 
 
+@pytest.mark.slow
 def test_a_killed_call_resumes_with_the_same_scores_and_repeats_no_batch(lm, tmp_path, monkeypatch):
     computed = []
     compute = GradientNorms.__call__
@@ -279,6 +282,7 @@ def test_the_oldest_titles_fall_away_first_and_never_the_answer(lm):
     assert cut is None and limit > len(answer)
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_fit_are_undefined(lm):
     lengths = np.array([len(query(lm, row, 512).targets) for row in range(len(ROWS))])
     assert np.ptp(lengths) > 0  # "Film 7" and "Film 17"

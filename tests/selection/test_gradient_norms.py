@@ -137,6 +137,7 @@ def loop(model, queries, chosen, reduction="mean"):
     return np.array(norms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BUILD)
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_norms_of_all_lora_matrices_equal_a_loop_over_samples(kind, reduction):
@@ -147,6 +148,7 @@ def test_norms_of_all_lora_matrices_equal_a_loop_over_samples(kind, reduction):
     assert norms.dtype == np.float32 and np.ptp(expected) > 0.1 * expected.mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "parameters"),
     [
@@ -177,6 +179,7 @@ def test_norms_before_tuning_where_b_is_zero(kind):
     assert not gradient_norms(model, queries, parameters="lora_A").any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BUILD)
 def test_batch_size_order_and_padding_change_nothing(kind):
     model, queries = network(kind), samples(seq2seq=kind == "t5")
@@ -341,6 +344,7 @@ def opening(queries, length=34):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "parameters", "shares"),
     [

@@ -41,6 +41,7 @@ def naive_norm(model, row):
     return sum(float(g.double().square().sum()) for g in gradients if g is not None) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_norms_equal_a_loop_over_rows(name):
     model = fitted(name)
@@ -53,6 +54,7 @@ def test_norms_equal_a_loop_over_rows(name):
         assert scores[row] == pytest.approx(naive_norm(model, row), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sasrec", "gru4rec", "dcrec"])
 def test_batches_and_order_play_no_part(name):
     some = ROWS.take(np.arange(0, len(ROWS), 9))
@@ -111,6 +113,7 @@ def test_the_network_is_left_as_it_was():
     assert not model.network_.items._forward_hooks
 
 
+@pytest.mark.slow
 def test_surprising_targets_move_the_network_more():
     # On a cycle without noise the next item is certain, unless a target is exchanged.
     data = cycle_dataset(n_users=60, n_items=6, length=8, noise=0.0)
@@ -122,6 +125,7 @@ def test_surprising_targets_move_the_network_more():
     assert scores[::2].min() > scores[1::2].max()
 
 
+@pytest.mark.slow
 def test_several_surrogates_are_averaged():
     models = [fitted("sasrec", seed=s) for s in (0, 1)]
     single = [create("grand", surrogates=[one]).score(ROWS, DATA).astype(np.float64) for one in models]

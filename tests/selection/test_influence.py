@@ -59,6 +59,7 @@ def random_direction(problem, seed=3):
     return {n: torch.randn(v.shape, generator=draw, dtype=v.dtype) for n, v in problem.chosen.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sasrec", "gru4rec", "caser", "dros", "bert4rec", "dcrec"])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_slopes_and_risk_equal_a_loop_of_gradients(name, loss):
@@ -73,6 +74,7 @@ def test_slopes_and_risk_equal_a_loop_of_gradients(name, loss):
         torch.testing.assert_close(risk[name_], value, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", ["blocks.1.out.weight", "items.*", "(?!items).*"])
 def test_a_subset_of_the_parameters(parameters):
     problem = problem_of(parameters=parameters)
@@ -84,6 +86,7 @@ def test_a_subset_of_the_parameters(parameters):
         torch.testing.assert_close(risk_gradient(problem, Softmax())[name], value, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", LOSSES)
 def test_batch_size_order_and_padding_change_nothing(loss):
     problem = problem_of()
@@ -107,6 +110,7 @@ def test_batch_size_order_and_padding_change_nothing(loss):
     np.testing.assert_allclose(slopes(moved, again, direction), wanted[order], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_expected_loss_is_the_mean_of_sampled_ones():
     problem = problem_of()
     direction = random_direction(problem)

@@ -95,6 +95,7 @@ def test_all_rows_of_all_clusters_give_the_parts_of_a_naive_loop():
         left = [max(size - 1, 0) for size in left]
 
 
+@pytest.mark.slow
 def test_the_chance_to_be_drawn_first_is_proportional_to_the_weight():
     weights = np.array([1.0, 2.0, 5.0, 0.0, np.nan], dtype=np.float32)
     rng = np.random.default_rng(0)

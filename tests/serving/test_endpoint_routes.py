@@ -42,6 +42,7 @@ def test_a_chat_answer_is_what_the_model_generates(client, llama):
     assert body["choices"][0]["logprobs"] is None
 
 
+@pytest.mark.slow
 def test_many_at_once_equal_one_by_one_and_share_batches(open_client, llama):
     bodies = [ask(f"film {n % 7} " * (1 + n % 3), max_tokens=4 + n % 9) for n in range(24)]
     single, many = open_client(llama), open_client(llama, Limits(batch=8, gather_s=0.2))
@@ -69,6 +70,7 @@ def test_a_shared_opening_is_counted_as_cached(client, llama):
     assert [u["prompt_tokens_details"]["cached_tokens"] for u in usages] == [0, shared]
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_a_sample_and_another_changes_it(client):
     def sample(**options):
         return content(client.post(CHAT, ask(max_tokens=20, **{"temperature": 1.2, **options})))
@@ -184,6 +186,7 @@ def test_a_ranking_is_held_to_the_schema_in_all_dialects(client, form, temperatu
     assert 1 <= len(json.loads(text)["ranking"]) <= 3
 
 
+@pytest.mark.slow
 def test_a_json_object_is_an_object_if_it_ends(client):
     for seed in range(3):
         reply = client.post(CHAT, ask(response_format={"type": "json_object"}, temperature=1, seed=seed))

@@ -123,6 +123,7 @@ ODD_SCHEMAS = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(ODD_SCHEMAS)
 def test_whatever_is_sent_is_a_grammar_with_texts_or_refused(schema):
@@ -208,6 +209,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.dictionaries(st.text("ab", max_size=2), JSON, max_size=3))
 def test_any_object_takes_what_json_writes(value):

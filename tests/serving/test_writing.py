@@ -35,6 +35,7 @@ def write(lm, prompts, plans, *, by=None):
         return by.write(lm.encode(prompts), plans)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "t5"])
 @pytest.mark.parametrize("kept", [0, 4096])
 def test_greedy_texts_are_those_of_generate(kind, kept, request):
@@ -47,6 +48,7 @@ def test_greedy_texts_are_those_of_generate(kind, kept, request):
     assert sum(text.written for text in texts) == usage.tokens_out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_text_does_not_depend_on_what_is_written_beside_it(llama, temperature):
     plans = [

@@ -94,6 +94,7 @@ def facts_of(base, kind, seed=0, reasons=None, **changes):
     return allocation_facts(config, data, first, routing, served), routing
 
 
+@pytest.mark.slow
 def test_an_llm_that_knows_the_answers_is_paid_for_within_the_budget(base):
     _, routing = routed(base, "oracle", allocation__policy="gain-per-cost", allocation__budget="30%")
     allocation = routing.allocation
@@ -116,6 +117,7 @@ def test_an_llm_that_harms_is_not_paid_for_whatever_the_budget(base):
     assert facts["spent"] == 0
 
 
+@pytest.mark.slow
 def test_noise_is_seldom_paid_for(base):
     proven = [
         routed(base, "noise", seed, allocation__policy="gain-per-cost")[1].measured.proven

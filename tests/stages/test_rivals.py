@@ -41,6 +41,7 @@ def learned(base, **changes):
         return rivals.learn_to_rank(run, config, data, fitted, first), run.stages
 
 
+@pytest.mark.slow
 def test_the_candidates_stay_and_only_their_order_may_change(base):
     rival, _ = learned(base)
     whole = base[3].rankings["test"]

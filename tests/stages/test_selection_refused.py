@@ -28,6 +28,7 @@ def configured(tiny, **fields):
     return configuration.load(None, {**names, "llm.model": tiny, **changed})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scorer", "budget", "options", "named"),
     [
@@ -77,6 +78,7 @@ class Odd(Scorer):
         return np.resize(np.array(self.values, dtype=np.float32), len(examples))
 
 
+@pytest.mark.slow
 def test_odd_scores_are_chosen_from_or_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(stage.scorers.SCORERS, "odd", f"{__name__}:Odd")
 
@@ -96,6 +98,7 @@ def test_odd_scores_are_chosen_from_or_refused(tiny, tmp_path, monkeypatch):
     assert not list((tmp_path / "none" / ".work").iterdir())
 
 
+@pytest.mark.slow
 def test_the_automatic_budget_is_64_or_all(tiny, tmp_path):
     assert configured(tiny).selection.budget == "auto"
     for members, expected in ((40, None), (150, 64)):
@@ -106,6 +109,7 @@ def test_the_automatic_budget_is_64_or_all(tiny, tmp_path):
     assert len(rows) > 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scorer", ["grand", "tf-dcon", "recranker"])
 def test_the_named_scorers_choose_in_a_run_and_say_what_they_cost(tiny, tmp_path, scorer):
     options = {} if scorer == "tf-dcon" else SMALL

@@ -53,6 +53,7 @@ class Killer(Observer):
             raise Killed
 
 
+@pytest.mark.slow
 def test_a_killed_selection_goes_on_and_leaves_finished_files_only(tiny, tmp_path, monkeypatch):
     batches = []
     norms = GradientNorms.__call__
@@ -87,6 +88,7 @@ def test_a_killed_selection_goes_on_and_leaves_finished_files_only(tiny, tmp_pat
         assert spent[0] == spent[1]
 
 
+@pytest.mark.slow
 def test_the_ledger_holds_the_tokens_of_scoring_and_the_parts_lie_beside(tiny, tmp_path):
     config = configured(tiny, "dealrec", influence=SURROGATE, choice={"groups": 3})
     samples, _ = selected(config, tmp_path)
@@ -113,6 +115,7 @@ def test_influence_alone_counts_its_harmful_rows(tiny, tmp_path):
     assert about["negative_influence_all"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noun", "expected"), [("auto", "film"), ("picture", "picture")])
 def test_the_noun_of_the_data_reaches_the_prompts_of_effort(tiny, tmp_path, monkeypatch, noun, expected):
     asked = []

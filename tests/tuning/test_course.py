@@ -61,6 +61,7 @@ def run(model: Any, folder: Path, task: Task[Any] | None = None, **options: Any)
     )
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     model, plain = line(), line()
     found = run(model, tmp_path, constant=True, clip=0.0, weight_decay=0.01, patience=None)
@@ -88,6 +89,7 @@ def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
     assert float(model.bias.detach()) == 0.25  # frozen, and no weight decay either
 
 
+@pytest.mark.slow
 def test_training_stops_without_patience_and_resumes_as_stopped(tmp_path: Path) -> None:
     class Scripted(Line):
         def judge(self, model: Any, items: Any) -> dict[str, float]:

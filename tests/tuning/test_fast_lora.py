@@ -98,6 +98,7 @@ def calls(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "gemma", "t5"])
 def test_loss_and_gradients_are_those_of_peft(kind, calls):
     model = tuned(kind)
@@ -140,6 +141,7 @@ def test_bfloat16_with_adapters_in_either_type(autocast_adapter, calls):
     assert (whole[0] - whole[1]).norm() < 3e-2 * whole[1].norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [0.0, 0.3])
 @pytest.mark.parametrize("bias", [False, True])
 def test_gradients_against_finite_differences(p, bias):
@@ -171,6 +173,7 @@ def test_dropout_is_that_of_the_formula():
     torch.testing.assert_close(ours, expected)
 
 
+@pytest.mark.slow
 def test_dropped_sets_have_the_probabilities_of_independent_draws():
     n, p, draws = 4, 0.3, 8000
     torch.manual_seed(0)
@@ -375,6 +378,7 @@ def test_saved_adapter_is_that_of_peft(tmp_path):
     assert outside.read_bytes() == inside.read_bytes()
 
 
+@pytest.mark.slow
 def test_tuning_computes_the_fast_way_and_learns_the_same(tmp_path, calls, monkeypatch):
     base = LocalLM.load(tiny_llama(tmp_path / "tiny"), dtype="float32", device="cpu")
     rows = [TrainingRow(prompt=f"film {n} :", label=n % 3 == 0, group=n) for n in range(8)]

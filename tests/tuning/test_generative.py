@@ -64,6 +64,7 @@ def naive_loss(lm, rows):
     return losses
 
 
+@pytest.mark.slow
 def test_loss_is_the_mean_of_naive_losses_row_by_row(base):
     rows = some_rows(7)
     tuner = GenerativeTuner(prompt=PROMPT)
@@ -85,6 +86,7 @@ def tuned(base, tmp_path_factory):
     return GenerativeTuner(config, prompt=PROMPT).tune(base, rows, validation, out), rows, validation
 
 
+@pytest.mark.slow
 def test_tuned_model_expects_the_titles(base, tuned):
     adapter, rows, validation = tuned
     lm = LocalLM.load(base.source, adapter=adapter.path, dtype="float32", device="cpu")
@@ -104,6 +106,7 @@ def test_tuned_model_expects_the_titles(base, tuned):
     assert json.loads((adapter.path / "evidence.json").read_text()) == dict(evidence)
 
 
+@pytest.mark.slow
 def test_gradient_is_that_of_the_naive_loss(base):
     rows, task = some_rows(5), ResponseTask(base.pad_id)
     copy = LocalLM.load(base.source, dtype="float32", device="cpu")
@@ -132,6 +135,7 @@ def test_gradient_is_that_of_the_naive_loss(base):
             np.testing.assert_allclose(ours[name], p.grad, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("maker", list(MAKERS))
 def test_only_top_layers_are_tuned_and_differentiated(maker, tmp_path):
     lm = LocalLM.load(MAKERS[maker](tmp_path / "m"), dtype="float32", device="cpu")
@@ -158,6 +162,7 @@ def test_named_modules_in_top_layers_only(llama):
         lora.top_layers(llama.network, 3)
 
 
+@pytest.mark.slow
 def test_rows_that_cannot_fit_are_counted_or_refused(llama, tmp_path):
     rows = [*some_rows(6), (["Heat"], "Blade Runner " * 60)]
     adapter = GenerativeTuner(GenerativeConfig(epochs=1, max_tokens=100), prompt=PROMPT).tune(

@@ -84,6 +84,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("maker", "dtype", "method"), KINDS)
 def test_what_is_saved_is_what_is_served(maker, dtype, method, tmp_path):
     lm = LocalLM.load(maker(tmp_path / "m"), dtype=dtype, device="cpu")
@@ -107,6 +108,7 @@ def test_what_is_saved_is_what_is_served(maker, dtype, method, tmp_path):
     assert found.probes == 4 and found.difference == 0 and found.sha256 == adapter.sha256
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_slightly_other_answers_are_found_where_nothing_else_changed(base, good, tmp_path, dtype):
     same = LocalLM.load(base.source, dtype=dtype, device="cpu")
@@ -190,6 +192,7 @@ FLAWS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flaw", list(FLAWS))
 def test_flawed_adapters_are_refused_by_loading_and_by_verify(base, copy, flaw):
     damage, message = FLAWS[flaw]
@@ -236,6 +239,7 @@ def test_adapter_of_another_program_is_checked_as_far_as_possible(base, copy):
     assert found.probes == 0 and found.matrices == 28
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies_at", [1, 2, 3])
 def test_interrupted_save_leaves_nothing_half_valid(base, good, tmp_path, monkeypatch, dies_at):
     out = shutil.copytree(good, tmp_path / "out")  # an earlier adapter is there
@@ -258,6 +262,7 @@ def test_interrupted_save_leaves_nothing_half_valid(base, good, tmp_path, monkey
     assert verify(tuned(base, out, layers=1).path, base).matrices == 14
 
 
+@pytest.mark.slow
 def test_evidence_is_never_that_of_an_earlier_adapter(base, tmp_path, monkeypatch):
     out = tmp_path / "out"
     earlier = tuned(base, out)
@@ -278,6 +283,7 @@ def test_evidence_is_never_that_of_an_earlier_adapter(base, tmp_path, monkeypatc
     assert later.sha256 != earlier.sha256
 
 
+@pytest.mark.slow
 def test_adapter_that_answers_otherwise_is_not_put_in_place(base, tmp_path, monkeypatch):
     answers = log_probabilities
 
@@ -290,6 +296,7 @@ def test_adapter_that_answers_otherwise_is_not_put_in_place(base, tmp_path, monk
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"checkpoints"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("maker", "method"), [(tiny_llama, "dora"), (tiny_t5, "lora")])
 def test_merged_model_answers_as_base_and_adapter(maker, method, tmp_path):
     lm = LocalLM.load(maker(tmp_path / "m"), dtype="float32", device="cpu")
@@ -325,6 +332,7 @@ def test_exported_adapter_loads_with_peft_alone(base, good, tmp_path):
         export(good, tmp_path / "adapter.zip")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("foreign", [False, True])
 def test_exported_adapter_names_no_place_on_this_machine(base, good, tmp_path, foreign):
     if foreign:  # as another program writes it: without manifest and evidence

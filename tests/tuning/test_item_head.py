@@ -80,6 +80,7 @@ def test_the_start_by_hand(lm: LocalLM, head: ItemHead) -> None:
         np.testing.assert_allclose(user, wanted, rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_tuning_learns_the_targets(lm: LocalLM, head: ItemHead) -> None:
     """Every target comes first at last, and the loss falls."""
     given = prompts(lm)
@@ -114,6 +115,7 @@ def test_batches_and_order_change_no_user(lm: LocalLM, head: ItemHead) -> None:
     np.testing.assert_allclose(head.users(take(given, order)), whole[order], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", ["lora_", r"layers\.2\.self_attn\.v_proj\.lora_B"])
 @pytest.mark.parametrize("tuned", [False, True])
 def test_norms_are_those_of_a_loop(lm: LocalLM, head: ItemHead, parameters: str, tuned: bool) -> None:

@@ -32,6 +32,7 @@ def pointwise(lm, out):
     return PointwiseTuner(PointwiseConfig(**OPTIONS)).tune(lm, rows, rows[:6], out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("maker", "tune"), [(tiny_llama, generative), (tiny_qwen, pointwise)])
 def test_half_passes_train_what_whole_passes_do(maker, tune, tmp_path, monkeypatch):
     lm = LocalLM.load(maker(tmp_path / "m"), dtype="float32", device="cpu")
@@ -67,6 +68,7 @@ def test_layers_below_do_not_run_in_a_step(tmp_path):
     assert ran == [0, 1]  # the network is given back as it was
 
 
+@pytest.mark.slow
 def test_only_rows_whose_states_are_used_are_read(tmp_path, monkeypatch):
     lm = LocalLM.load(tiny_llama(tmp_path / "m"), dtype="float32", device="cpu")
     read = []

@@ -56,6 +56,7 @@ def test_shares_weigh_as_the_whole_batch():
             assert np.mean(means) == pytest.approx(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"accumulation": 2}, {"accumulation": 3}, {"gradient_checkpointing": True}]
 )
@@ -68,6 +69,7 @@ def test_memory_savers_change_no_number(base, tmp_path, change):
         np.testing.assert_allclose(matrix, weights(saved)[name], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_in_an_encoder_decoder(tmp_path):
     lm = LocalLM.load(tiny_t5(tmp_path / "m"), dtype="float32", device="cpu")
     whole = tuned(lm, tmp_path / "a")
@@ -75,6 +77,7 @@ def test_gradient_checkpointing_in_an_encoder_decoder(tmp_path):
     assert saved.evidence["loss_curve"][-1][1] == pytest.approx(whole.evidence["loss_curve"][-1][1], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rslora", "dora"])
 def test_other_kinds_of_lora_are_tuned_and_reload(base, tmp_path, method):
     adapter = tuned(base, tmp_path, method=method)
@@ -124,6 +127,7 @@ def test_unknown_and_missing_trackers_are_told_at_once(monkeypatch):
         TuningOptions(report_to=("wandb",))
 
 
+@pytest.mark.slow
 def test_trackers_are_told_every_loss(base, tmp_path, monkeypatch):
     import transformers
     from transformers.integrations import integration_utils
@@ -167,6 +171,7 @@ def test_bad_options_name_the_value():
     assert TuningOptions(dropout=0, target_modules=("q_proj",), layers=2, start="a").dropout == 0
 
 
+@pytest.mark.slow
 def test_second_stage_starts_where_the_first_ended(base, tmp_path):
     rows = [Instruction(instruction="Say it twice.", input=t, output=f"{t} {t}") for t in TITLES]
     config = TuningOptions(epochs=2, learning_rate=1e-2, batch_size=2, rank=4)
@@ -192,6 +197,7 @@ def test_second_stage_starts_where_the_first_ended(base, tmp_path):
         tuned(base, tmp_path / "none", start=str(tmp_path / "nothing"))
 
 
+@pytest.mark.slow
 def test_finished_call_is_found_finished(base, tmp_path):
     adapter = tuned(base, tmp_path)
     written = (tmp_path / "evidence.json").stat().st_mtime_ns

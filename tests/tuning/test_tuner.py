@@ -86,6 +86,7 @@ def tuned(base, tmp_path_factory):
     return adapter, before, steps
 
 
+@pytest.mark.slow
 def test_tuning_learns_what_held_out_rows_confirm(base, tuned):
     adapter, _, _ = tuned
     lm = LocalLM.load(base.source, adapter=adapter.path, dtype="float32", device="cpu")
@@ -126,6 +127,7 @@ def test_adapter_carries_its_evidence_and_no_pickle(tuned):
     assert written["tokens_trained"] == evidence["tokens_trained"]
 
 
+@pytest.mark.slow
 def test_packing_changes_the_cost_and_not_the_result(base, tmp_path):
     options = dict(epochs=1, learning_rate=2e-2, batch_size=999, dropout=0.0)
     odds_of = []
@@ -136,6 +138,7 @@ def test_packing_changes_the_cost_and_not_the_result(base, tmp_path):
     np.testing.assert_allclose(odds_of[0], odds_of[1], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_where_it_was(base, tmp_path):
     class Killed(Exception):
         pass
@@ -188,6 +191,7 @@ def test_batches_hold_every_group_once_an_epoch():
     assert padded < 1.15 * 3 * sum(lengths)  # random batches of four would pad by about a half
 
 
+@pytest.mark.slow
 def test_checkpoint_of_another_call_is_not_resumed(base, tmp_path):
     def kill(done, total):
         if done == 10:
@@ -200,12 +204,14 @@ def test_checkpoint_of_another_call_is_not_resumed(base, tmp_path):
     assert adapter.evidence["resumed_at"] == 0 and adapter.evidence["seconds"] < 3600
 
 
+@pytest.mark.slow
 def test_listwise_loss_tunes_too(base, tmp_path):
     config = PointwiseConfig(epochs=6, learning_rate=2e-2, batch_size=12, loss="listwise")
     adapter = PointwiseTuner(config).tune(base, ROWS, None, tmp_path)
     assert auc_of(LocalLM.load(base.source, adapter=adapter.path, device="cpu"), HELD_OUT) > 0.99
 
 
+@pytest.mark.slow
 def test_half_precision_base_keeps_its_adapter_in_full(base, tmp_path):
     half = LocalLM.load(base.source, dtype="bfloat16", device="cpu")
     config = PointwiseConfig(epochs=4, learning_rate=3e-2, batch_size=12)

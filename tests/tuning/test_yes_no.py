@@ -90,6 +90,7 @@ def test_losses_over_texts_are_those_of_transformers(llama, loss):
         assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["two-way", "response", "paper"])
 def test_tuning_moves_the_answers_and_reloads(base, tmp_path, loss):
     config = PointwiseConfig(epochs=8, learning_rate=2e-2, batch_size=6, dropout=0.0, loss=loss, layers=1)

@@ -67,6 +67,7 @@ def test_unused_codes_start_again_at_remainders():
     assert torch.cdist(after[0, 1][None], lefts[0]).min() < 1e-5
 
 
+@pytest.mark.slow
 def test_training_rebuilds_better(monkeypatch):
     monkeypatch.setattr(rqvae, "LEARNING_RATE", 1e-2)  # fewer steps will do
     rng = np.random.default_rng(0)

@@ -49,6 +49,7 @@ def test_similar_texts_share_the_first_symbol():
     assert TitleTrie.build(ids.sequences()).n_titles == 80
 
 
+@pytest.mark.slow
 def test_a_trained_autoencoder_puts_similar_texts_together():
     vectors, kind = groups()
     ids = rqvae(vectors, names(80), levels=2, size=4, epochs=60)

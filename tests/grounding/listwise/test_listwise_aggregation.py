@@ -79,6 +79,7 @@ def test_agreement_is_the_mean_over_pairs_of_places():
     assert np.isnan(agreement(ORDERS[:1])) and np.isnan(kendall_tau(np.array([1]), np.array([1])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", AGGREGATES)
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())

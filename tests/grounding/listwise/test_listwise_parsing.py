@@ -89,6 +89,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=600, deadline=None)
 @given(
     text=st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=60).map("".join)), n=st.integers(0, 25)
@@ -107,6 +108,7 @@ def test_any_text_gives_a_permutation_and_never_raises(text, n):
     assert tail == [item for item in missing if item in tail]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(values=st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["ranking", "a", "b"]), inner), max_leaves=30))  # fmt: skip

@@ -90,6 +90,7 @@ def test_who_has_an_untitled_truth_is_left_out_and_nobody_is_shown_untitled_othe
     assert found.spread == 0 and 0 < found.means[0] < 1
 
 
+@pytest.mark.slow
 def test_users_without_an_answer_are_left_out_of_all_positions():
     silent = PROMPT.for_history(HISTORY.history(int(USERS[0])).tolist(), _values(USERS[0]), HISTORY.titles)
     chat = FakeChat(echoed, fail=lambda r: "deadline" if r.user.startswith(silent) else None)
@@ -109,6 +110,7 @@ def test_first_tokens_are_probed_the_same_way():
     np.testing.assert_allclose(found.means, [1.0, gain(5)])
 
 
+@pytest.mark.slow
 def test_an_echo_is_cautioned_and_a_reader_is_not():
     def told(reply, **options):
         return cautions(ListwiseReranker(FakeChat(reply), PROMPT, **options).rerank(HISTORY, lists()))

@@ -97,6 +97,7 @@ def words(prefix, n):
     return [f"{prefix}{1_000_003 * (i + 7)}" for i in range(n)]
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
 def test_no_user_id_and_no_item_id_enters_a_prompt(data):

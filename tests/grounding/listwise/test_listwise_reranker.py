@@ -96,6 +96,7 @@ def test_an_oracle_reaches_the_headroom_ceiling_exactly():
     assert ceiling.details["headroom"] > 0.1
 
 
+@pytest.mark.slow
 def test_a_random_model_gains_nothing_and_is_no_better_than_shuffling():
     history, targets, ranking = folds()
     result = ListwiseReranker(FakeChat(random_answer), PROMPT, replicas=3).rerank(history, ranking)
@@ -131,6 +132,7 @@ def test_the_same_seed_asks_the_same_and_replicas_differ():
     assert {r.user for r in asked(replicas=2)[0]} < {r.user for r in asked(replicas=3)[0]}
 
 
+@pytest.mark.slow
 def test_a_perfect_reader_gives_the_same_order_however_it_is_shown():
     results = [
         rerank(FakeChat(by(code)), replicas=replicas, presentation=presentation, aggregate=method, seed=seed)
@@ -301,6 +303,7 @@ def test_replicas_that_disagree_fall_back():
     assert rerank(FakeChat(by(code)), replicas=3, min_agreement=1.0).reasons == ("answered",) * 12
 
 
+@pytest.mark.slow
 def test_places_tell_where_the_candidates_of_each_place_come_out():
     np.testing.assert_allclose(rerank(FakeChat(echoed)).places, np.arange(20) / 19)
     backwards = rerank(FakeChat(lambda request: ranked(range(20, 0, -1))))
@@ -399,6 +402,7 @@ def test_short_lists_and_no_users():
     assert json.loads(json.dumps(result.report, allow_nan=False))["echo"] is None
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 999), replicas=st.integers(1, 3), cap=st.none() | st.integers(0, 5))
 def test_whatever_a_model_writes_everyone_keeps_the_same_items(seed, replicas, cap):

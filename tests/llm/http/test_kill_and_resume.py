@@ -48,6 +48,7 @@ def times_asked(server):
     return Counter(body["messages"][1]["content"] for body in server.bodies)
 
 
+@pytest.mark.slow
 def test_a_killed_run_repeats_only_the_call_that_was_never_answered(make_chat, tmp_path, questions):
     with FaultyEndpoint(reply="fine", faults=[None] * 7 + ["stall"], stall_s=60) as server:
         killed(server, tmp_path / "f", 1, after=8)
@@ -63,6 +64,7 @@ def test_a_killed_run_repeats_only_the_call_that_was_never_answered(make_chat, t
     assert spent(tmp_path / "f").tokens >= server.billed_tokens and usage.llm_calls == 33
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_full_flight_repeats_nothing_that_was_answered(make_chat, tmp_path, questions):
     with FaultyEndpoint(reply="fine", latency_s=0.02) as server:
         killed(server, tmp_path / "f", 4, after=15)

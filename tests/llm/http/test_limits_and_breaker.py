@@ -21,6 +21,7 @@ class Hand(Clock):
         return self.now
 
 
+@pytest.mark.slow
 @given(
     st.floats(1, 1000),
     st.lists(st.tuples(st.floats(0, 30), st.floats(0, 1)), min_size=1, max_size=60),

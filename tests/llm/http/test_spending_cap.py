@@ -39,6 +39,7 @@ def booked(path, unit):
 
 
 # A request takes at most 256 + 16 + 64 tokens: 336, or $ 0.00106.
+@pytest.mark.slow
 @pytest.mark.parametrize(("unit", "limit"), [("calls", 17), ("tokens", 4_000), ("money", 0.012)])
 @pytest.mark.parametrize("seed", range(2))
 def test_spend_never_passes_the_cap_under_concurrency_retries_and_faults(
@@ -146,6 +147,7 @@ chat.chat(requests)
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_one_cap(tmp_path):
     faults = seeded_faults(0, 0.3, ["500", "reset", "429", "no-usage"])
     with FaultyEndpoint(reply="y" * 30, faults=faults, retry_after_s=0, bytes_per_token=1) as server:
