@@ -16,8 +16,9 @@ items are ranked but for the user's own history. Rows, `--seeds` each where ther
 - `student`: the same, taught by the teacher too;
 - `pod, published`: a T5 of random weights trained on the sequential task by `legacy.published` (all faults
   but the leaked numbers), asked by 20 free beams; `pod`: the same network, vectors and tasks repaired, random
-  numbers, 20 beams over the trie; `discrete`: as `pod`, but trained and asked in words, without vectors. No
-  pretrained T5 is used, so these rows are smaller than the paper's.
+  numbers, 20 beams over the trie; `discrete`: as `pod`, but trained and asked in words, without vectors;
+  `pod, codes`: as `pod`, trained for longer, items written in codes from training alone, alike at their
+  beginnings where items are bought together. No pretrained T5 is used: these rows are below the paper's.
 
 A learning model's `cpu_ms` is what it takes to rank the catalogue for one user, in batches. Every fit
 keeps a checkpoint below `--folder`, so that a killed run goes on. Intervals are over users, paired.
@@ -53,7 +54,7 @@ from frugalrec.evaluation.evaluate import evaluate_ranking, evaluate_ranks
 from frugalrec.evaluation.ranks import target_ranks
 from frugalrec.grounding import TrieGrounder
 from frugalrec.grounding.beam_decoding import BeamGrounder
-from frugalrec.grounding.item_ids import random_numbers
+from frugalrec.grounding.item_ids import collaborative, random_numbers
 from frugalrec.llm.beam_search import BeamSettings
 from frugalrec.llm.encoders import SentenceEncoder
 from frugalrec.recommenders import create
@@ -74,7 +75,7 @@ PUBLISHED = {
 RESAMPLES = 2_000
 MATCH_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Shares of the titles' likeness that validation chooses from."""
-PODS = {"pod, published": "published", "pod": "repaired", "discrete": "discrete"}
+PODS = {"pod, published": "published", "pod": "repaired", "discrete": "discrete", "pod, codes": "codes"}
 """Rows of generative models -> how they are trained."""
 ARMS = ["words", "taught", *PODS]
 """Rows that can be left out."""
@@ -180,26 +181,32 @@ class Work:
 
         Args:
             seed: Seed.
-            kind: `published`, faults and all; `repaired`; or `discrete`, the same in words alone.
+            kind: `published`, faults and all; `repaired`; `discrete`, the same in words alone; or `codes`,
+                repaired with items written in collaborative codes.
         """
         options, train = self.options, self.parts.train
-        folder = options.folder / options.data
-        ids = random_numbers(train.item_ids, seed=seed)
+        folder, coded = options.folder / options.data, kind == "codes"
+        epochs = options.codes_epochs if coded else options.pod_epochs
+        ids = collaborative(train, seed=seed) if coded else random_numbers(train.item_ids, seed=seed)
         writer = write_ids(ids, n_users=train.n_users if kind == "published" else None, seed=seed)
-        shape = {"width": options.pod_width, "layers": options.pod_layers}
-        base = folder / f"t5-{options.pod_width}-{options.pod_layers}-{seed}"
+        shape: dict[str, Any] = {"width": options.pod_width, "layers": options.pod_layers}
+        base = folder / f"t5{'-codes' * coded}-{options.pod_width}-{options.pod_layers}-{seed}"
         if not base.is_dir():
-            scratch_t5(base.with_suffix(".part"), feed_forward=4 * options.pod_width, seed=seed, **shape)
+            shape |= {"feed_forward": 4 * options.pod_width, "symbols": ids.symbols if coded else ()}
+            scratch_t5(base.with_suffix(".part"), seed=seed, **shape)
             base.with_suffix(".part").replace(base)
         if kind == "published":
             name = options.data.removeprefix("amazon-")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                config = published(name, weights={"sequential": 1.0}, epochs=options.pod_epochs, seed=seed)
+                config = published(name, weights={"sequential": 1.0}, epochs=epochs, seed=seed)
         else:
             mode: Any = "discrete" if kind == "discrete" else "joint"
-            config = PodConfig(mode=mode, weights={"sequential": 1.0}, epochs=options.pod_epochs, seed=seed)
-        out = folder / f"pod-{kind}-{base.name}-{options.pod_epochs}"
+            rate = options.codes_rate if coded else options.pod_rate
+            config = PodConfig(
+                mode=mode, weights={"sequential": 1.0}, epochs=epochs, learning_rate=rate, seed=seed
+            )
+        out = folder / f"pod-{kind}-{base.name}-{epochs}"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             model = PodTrainer(config).fit(base, self.parts, writer, out)
@@ -384,7 +391,8 @@ def report(
             n: getattr(options, n)
             for n in (
                 *("epochs", "width", "prompt_vectors", "soft_weight", "temperature", "dropout"),
-                *("pod_epochs", "pod_width", "pod_layers", "pod_users"),
+                *("pod_epochs", "pod_rate", "codes_epochs", "codes_rate"),
+                *("pod_width", "pod_layers", "pod_users"),
             )
         },
         "threads": options.threads,
@@ -406,6 +414,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--dropout", type=float, default=0.5, help="of the taught student")
     parser.add_argument("--pod-epochs", type=int, default=12)
+    parser.add_argument("--pod-rate", type=float, default=1e-3, help="learning rate of pod and discrete")
+    parser.add_argument("--codes-epochs", type=int, default=30, help="of the row `pod, codes`")
+    parser.add_argument("--codes-rate", type=float, default=3e-3)
     parser.add_argument("--pod-width", type=int, default=128)
     parser.add_argument("--pod-layers", type=int, default=2)
     parser.add_argument("--pod-users", type=int, default=None, help="test users of generative rows; all")
@@ -416,7 +427,7 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.users, options.epochs, options.seeds = 2_000, 2, [0]
-        options.pod_epochs, options.pod_width, options.pod_layers = 1, 32, 1
+        options.pod_epochs, options.codes_epochs, options.pod_width, options.pod_layers = 1, 1, 32, 1
     return options
 
 
