@@ -18,7 +18,7 @@ items are ranked but for the user's own history. Rows, `--seeds` each where ther
   but the leaked numbers), asked by 20 free beams; `pod`: the same network, vectors and tasks repaired, random
   numbers, 20 beams over the trie; `discrete`: as `pod`, but trained and asked in words, without vectors;
   `pod, codes`: as `pod`, trained for longer, items written in codes from training alone, alike at their
-  beginnings where items are bought together. No pretrained T5 is used: these rows are below the paper's.
+  beginnings where items are bought together. No T5 is pretrained, or as large as the paper's.
 
 A learning model's `cpu_ms` is what it takes to rank the catalogue for one user, in batches. Every fit
 keeps a checkpoint below `--folder`, so that a killed run goes on. Intervals are over users, paired.
